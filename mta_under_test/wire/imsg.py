@@ -1,0 +1,58 @@
+"""imsg: the frames that the MTA's processes exchange.
+
+A frame is a 16-byte header and a payload. The header is OpenBSD's `struct imsg_hdr` (imsg_init(3)) in the machine's
+byte order, since both ends live on one machine: type (u32), length of the whole frame (u16), flags (u16, bit 0: a
+descriptor travels with it), peer id (u32), pid of the sender (u32). The payload is text or packed integers; never a
+struct dumped from memory. Descriptors travel beside the bytes (SCM_RIGHTS); pairing them is the channel's work.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from typing import NamedTuple
+
+HEADER = struct.Struct("=IHHII")
+MAX_FRAME_BYTES = 16384  # MAX_IMSGSIZE
+HAS_DESCRIPTOR = 1  # IMSGF_HASFD
+
+
+class ImsgError(Exception):
+    """The byte stream is not imsg, or a payload is too long for one frame."""
+
+
+class Imsg(NamedTuple):
+    type: int
+    payload: bytes
+    peer_id: int = 0
+    pid: int = 0
+    has_descriptor: bool = False
+
+
+def encode(message: Imsg) -> bytes:
+    """One frame. Raises ImsgError when the payload does not fit in 16,384 bytes."""
+    length = HEADER.size + len(message.payload)
+    if length > MAX_FRAME_BYTES:
+        raise ImsgError(f"payload of {len(message.payload)} bytes; a frame holds {MAX_FRAME_BYTES - HEADER.size}")
+    flags = HAS_DESCRIPTOR if message.has_descriptor else 0
+    return HEADER.pack(message.type, length, flags, message.peer_id, message.pid) + message.payload
+
+
+class Decoder:
+    """Bytes in, whole frames out, however the stream was split."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[Imsg]:
+        """Yield every frame that `data` completes. Raises ImsgError on a length that no frame can have."""
+        self._buffer += data
+        while len(self._buffer) >= HEADER.size:
+            kind, length, flags, peer_id, pid = HEADER.unpack_from(self._buffer)
+            if not HEADER.size <= length <= MAX_FRAME_BYTES:
+                raise ImsgError(f"frame of {length} bytes; the header alone takes {HEADER.size}, the most is {MAX_FRAME_BYTES}")
+            if len(self._buffer) < length:
+                return
+            payload = bytes(self._buffer[HEADER.size : length])
+            del self._buffer[:length]
+            yield Imsg(kind, payload, peer_id, pid, bool(flags & HAS_DESCRIPTOR))

@@ -1,0 +1,258 @@
+"""The run record: what probes fill, detectors read and reports draw.
+
+Plain typed structs, JSON in and out (`load`, `save`). Nothing here observes, judges or formats.
+Times are seconds since the run began unless a name says otherwise; sizes are bytes; counts are counts.
+Schema 1: fields may be added, none changes its meaning without a new schema number.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+SCHEMA = 1
+
+Resource = Literal["descriptor", "socket", "memory", "process", "thread", "file", "counter", "mail", "task"]
+Verdict = Literal["clean", "leak", "inconclusive"]
+Phase = Literal["warm-up", "count", "memory"]
+MailFate = Literal["delivered", "bounced", "queued", "lost"]
+
+
+class RecordError(Exception):
+    """A record could not be read or written; the text names the file and what is wrong with it."""
+
+
+class Descriptor(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One entry of ``/proc/PID/fd``, as proc_pid_fd(5) and proc_pid_fdinfo(5) tell it."""
+
+    fd: int
+    kind: str  # file directory device pipe unix tcp udp eventpoll eventfd timerfd signalfd inotify pidfd memfd other
+    target: str  # the link's text, without " (deleted)"
+    device: int = 0  # st_dev of what is open
+    inode: int = 0
+    flags: int = 0  # open flags, as in fdinfo
+    offset: int = 0  # file position
+    deleted: bool = False
+    state: str = ""  # TCP state (ESTABLISHED, CLOSE_WAIT, LISTEN …) or unix socket state
+    local: str = ""  # address:port, or a unix socket's path
+    peer: str = ""
+
+
+class Memory(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Bytes, from ``/proc/PID/smaps_rollup`` (proc_pid_smaps(5)); 0 where it cannot be read."""
+
+    rss: int = 0
+    pss: int = 0
+    private_dirty: int = 0
+    anonymous: int = 0
+
+
+class AgentReading(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What the agent inside a Python target counted, after two full collections."""
+
+    blocks: int  # sys.getallocatedblocks(): Python objects in use
+    objects: int = 0  # containers that the collector tracks
+
+
+class Process(msgspec.Struct, omit_defaults=True):
+    pid: int
+    started: int  # start time in clock ticks after boot (proc_pid_stat(5), field 22); with pid, the identity
+    role: str
+    ppid: int = 0
+    title: str = ""
+    state: str = ""  # R S D Z T … (proc_pid_stat(5)); Z is a zombie
+    threads: int = 0
+    descriptors: list[Descriptor] = msgspec.field(default_factory=list)
+    memory: Memory = msgspec.field(default_factory=Memory)
+    agent: AgentReading | None = None
+
+
+class Snapshot(msgspec.Struct, omit_defaults=True):
+    """A full count at rest."""
+
+    taken: float = 0.0
+    processes: list[Process] = msgspec.field(default_factory=list)
+    files: list[str] = msgspec.field(default_factory=list)  # spool and temporary files, relative to the spool
+    counters: dict[str, int] = msgspec.field(default_factory=dict)  # what the daemon says of itself
+    backlog: int = 0  # envelopes that the daemon still owes and holds on disk
+    unreadable: list[str] = msgspec.field(default_factory=list)  # what the probe was not permitted to see
+
+
+class Work(msgspec.Struct):
+    """What was done. In a dose: in that dose. In the record: in the whole run, warm-up included."""
+
+    sessions: int = 0  # inbound sessions, opened by the load
+    messages: int = 0  # transactions that the load tried
+    accepted: int = 0  # … of them answered 250 at end of data
+    refused_recipients: int = 0  # RCPT that the target itself refused
+    refused_messages: int = 0  # messages that the remote MX refused entirely (MAIL, every RCPT, DATA or end of data)
+    delivered: int = 0  # accepted messages that reached a remote MX
+    bounced: int = 0  # accepted messages whose sender got a bounce
+    queued: int = 0  # accepted messages still in the spool at the end
+    lost: int = 0  # accepted, and none of the three
+    duplicated: int = 0  # messages that reached one recipient more than once
+    sessions_out: int = 0  # sessions that the target opened to the refusing remote MX
+    messages_out: int = 0  # transactions in them
+    messages_per_session_in: float = 0.0
+    messages_per_session_out: float = 0.0
+
+
+class Dose(msgspec.Struct):
+    work: Work = msgspec.field(default_factory=Work)
+    units: int = 0  # the exact dose, in the scenario's unit
+    phase: Phase = "count"
+    round: int = 0  # escalating round of the memory phase; 0 elsewhere
+    began: float = 0.0
+    ended: float = 0.0  # end of load; the drain follows
+    drained_s: float = 0.0
+    rested: bool = True  # False: the target had not come to rest by the deadline
+    snapshot: Snapshot = msgspec.field(default_factory=Snapshot)
+
+
+class Finding(msgspec.Struct, omit_defaults=True):
+    """One thing not let go of (or lost, or dead), with the evidence."""
+
+    resource: Resource
+    kind: str
+    label: str
+    role: str = ""
+    pids: list[int] = msgspec.field(default_factory=list)
+    count: int = 0  # still held at the last rest
+    unit: str = ""
+    rate: float = 0.0  # per unit of work, with a 95 % interval from low to high
+    low: float = 0.0
+    high: float = 0.0
+    confidence: float = 0.0  # 1 - the largest false-alarm rate at which it would be reported
+    first_dose: int = 0  # index into doses
+    examples: list[str] = msgspec.field(default_factory=list)
+    opened_at: list[str] = msgspec.field(default_factory=list)  # file:line, outermost last
+    dose_units: list[int] = msgspec.field(default_factory=list)  # the proof: so much work …
+    survivors: list[int] = msgspec.field(default_factory=list)  # … left so many behind, dose by dose
+    message: str = ""  # one sentence
+    advice: str = ""  # what to do next
+
+
+class Tested(msgspec.Struct, omit_defaults=True):
+    """One series that was judged, found wanting or not: what the run could have seen."""
+
+    resource: Resource
+    label: str
+    role: str
+    metric: str
+    verdict: Verdict
+    unit: str = ""
+    rate: float = 0.0
+    low: float = 0.0
+    high: float = 0.0
+    smallest_visible: float = 0.0  # the smallest rate that this run would have reported, 90 times in 100
+    reason: str = ""
+
+
+class Promise(msgspec.Struct):
+    """Work that the scenario says must have been done for a verdict to mean anything."""
+
+    what: str  # a field of Work
+    at_least: float
+    measured: float = 0.0
+    advice: str = ""
+
+
+class Incident(msgspec.Struct, omit_defaults=True):
+    """Something that happened to the run: a process died, an interrupt, no rest by the deadline."""
+
+    kind: Literal["died", "restless", "interrupted", "target", "load", "remote-mx"]
+    text: str
+    at: float = 0.0
+    role: str = ""
+    pid: int = 0
+    dose: int = -1
+
+
+class TargetInfo(msgspec.Struct):
+    name: str
+    version: str = ""
+    defects: list[str] = msgspec.field(default_factory=list)
+
+
+class Host(msgspec.Struct):
+    kernel: str = ""
+    cpus: int = 0
+    python: str = ""
+    nofile: int = 0
+
+
+class Samples(msgspec.Struct):
+    """The cheap channel, under load: one row a process a reading."""
+
+    columns: list[str] = msgspec.field(default_factory=lambda: ["t", "pid", "fds", "rss"])
+    rows: list[tuple[float, int, int, int]] = msgspec.field(default_factory=list)
+
+
+class Load(msgspec.Struct):
+    requests_per_s: float = 0.0
+    failures: int = 0
+    response_ms: dict[str, float] = msgspec.field(default_factory=dict)  # p50, p99
+    errors: list[str] = msgspec.field(default_factory=list)  # the first few, as text
+
+
+class HarnessCost(msgspec.Struct):
+    cpu_s: float = 0.0
+    probe_cpu_s: float = 0.0
+
+
+class Judgement(msgspec.Struct):
+    """How the verdict is made: fixed before the first dose."""
+
+    alpha: float = 0.01  # false-alarm rate of the whole run
+    unit: str = "message"
+    profile: str = "quick"
+    memory: bool = True  # whether memory is judged at all
+
+
+class RunRecord(msgspec.Struct):
+    scenario: str
+    target: TargetInfo
+    schema: int = SCHEMA
+    seatbelt: str = ""
+    verdict: Verdict = "inconclusive"
+    reasons: list[str] = msgspec.field(default_factory=list)  # why inconclusive, one sentence each
+    command: str = ""  # repeats the run
+    began: str = ""  # ISO 8601, UTC
+    seed: int = 0
+    host: Host = msgspec.field(default_factory=Host)
+    judgement: Judgement = msgspec.field(default_factory=Judgement)
+    work: Work = msgspec.field(default_factory=Work)
+    promises: list[Promise] = msgspec.field(default_factory=list)
+    doses: list[Dose] = msgspec.field(default_factory=list)
+    findings: list[Finding] = msgspec.field(default_factory=list)
+    tested: list[Tested] = msgspec.field(default_factory=list)
+    incidents: list[Incident] = msgspec.field(default_factory=list)
+    mail: dict[str, MailFate] = msgspec.field(default_factory=dict)  # accepted Message-ID -> what became of it
+    samples: Samples = msgspec.field(default_factory=Samples)
+    load: Load = msgspec.field(default_factory=Load)
+    harness: HarnessCost = msgspec.field(default_factory=HarnessCost)
+
+
+def save(record: RunRecord, path: Path) -> None:
+    """Write `record` as JSON, whole or not at all. Raises RecordError."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.write_bytes(msgspec.json.encode(record) + b"\n")
+        partial.replace(path)
+    except OSError as error:
+        raise RecordError(f"{path}: cannot write the record: {error.strerror}") from error
+
+
+def load(path: Path) -> RunRecord:
+    """Read a record written by `save`. Raises RecordError for a missing, foreign or newer file."""
+    try:
+        record = msgspec.json.decode(path.read_bytes(), type=RunRecord)
+    except OSError as error:
+        raise RecordError(f"{path}: cannot read the record: {error.strerror}") from error
+    except msgspec.DecodeError as error:
+        raise RecordError(f"{path}: not a run record: {error}") from error
+    if record.schema != SCHEMA:
+        raise RecordError(f"{path}: schema {record.schema}; this Seatbelt reads schema {SCHEMA}")
+    return record
