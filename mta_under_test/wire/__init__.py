@@ -1,1 +1,1 @@
-"""The protocols, without I/O: SMTP on both sides, addresses, replies, the ASCII envelope, imsg. Imports nothing of ours."""
+"""The protocols without I/O: SMTP from both sides, addresses, the ASCII envelope, imsg. Imports nothing of ours."""

@@ -50,7 +50,7 @@ class Decoder:
         while len(self._buffer) >= HEADER.size:
             kind, length, flags, peer_id, pid = HEADER.unpack_from(self._buffer)
             if not HEADER.size <= length <= MAX_FRAME_BYTES:
-                raise ImsgError(f"frame of {length} bytes; the header alone takes {HEADER.size}, the most is {MAX_FRAME_BYTES}")
+                raise ImsgError(f"frame of {length} bytes; it can have {HEADER.size} to {MAX_FRAME_BYTES}")
             if len(self._buffer) < length:
                 return
             payload = bytes(self._buffer[HEADER.size : length])

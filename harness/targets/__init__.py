@@ -1,0 +1,50 @@
+"""What is under test: how it starts, stops, names its processes, takes mail, and says whether it rests. One file each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from reports.record import Incident
+
+
+class TargetError(Exception):
+    """The target cannot be started or asked; one line says why, and what to do."""
+
+
+@dataclass(frozen=True)
+class Rest:
+    """What a target says of itself between two doses."""
+
+    busy: dict[str, int] = field(default_factory=dict)  # what still moves, by name; empty at rest
+    backlog: int = 0  # envelopes owed and held on disk
+    counters: dict[str, int] = field(default_factory=dict)
+
+
+class Target(Protocol):
+    """A mail server. `start` returns when it has greeted a client."""
+
+    name: str
+    version: str
+    directory: Path  # its configuration, log and state
+    spool: Path | None
+    agent_directory: Path | None
+
+    @property
+    def root_pid(self) -> int: ...
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Where mail is submitted."""
+
+    def start(self) -> None: ...
+
+    def stop(self) -> None:
+        """End every process of the target. May be called twice, and after the target died."""
+
+    def rest(self) -> Rest:
+        """Raises TargetError when the target cannot be asked."""
+
+    def deaths(self) -> list[Incident]:
+        """Processes that ended though nobody asked them to."""

@@ -1,0 +1,184 @@
+"""The embedded MTA as a target: `mta_under_test`, with or without defects re-opened."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import resource
+import signal
+import smtplib
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+
+from harness import agent
+from harness.targets import Rest, TargetError
+from mta_under_test.ipc.client import ControlClient, ControlError
+from reports.record import Incident
+
+START_TIMEOUT_S = 20.0
+STOP_TIMEOUT_S = 10.0
+BUSY = (  # counters that are 0 when nothing moves
+    "smtp.session",
+    "scheduler.envelope.inflight",
+    "scheduler.envelope.due",
+    "queue.bounce",
+    "mta.session",
+    "mta.task",
+    "mta.relay",
+)
+_PR_SET_PDEATHSIG = 1
+
+CONFIGURATION = """\
+# Written for this run by Seatbelt.
+listen on 127.0.0.1 port {port}
+action "outbound" relay host smtp://127.0.0.1:{refusing}
+action "home" relay host smtp://127.0.0.1:{home}
+match from any for domain {{ "refused.test", "accepted.test" }} action "outbound"
+match from any for domain "sender.test" action "home"
+"""
+
+
+class Embedded:
+    """`ports` are the remote MX's: `refusing`, and `home`, where the senders' bounces go."""
+
+    name = "embedded"
+
+    def __init__(
+        self,
+        directory: Path,
+        ports: dict[str, int],
+        *,
+        version: str,
+        defects: Sequence[str] = (),
+        seed: int = 0,
+        port: int = 0,
+        nofile: int | None = None,
+    ) -> None:
+        self.version = version
+        self.directory = directory
+        self.spool = directory / "spool"
+        self.agent_directory = directory / "agent"
+        self.log_path = directory / "smtpd.log"
+        self._socket_path = directory / "smtpd.sock"
+        self._configuration = CONFIGURATION.format(port=port, **ports)
+        self._defects = list(defects)
+        self._seed = seed
+        self._nofile = nofile
+        self._process: subprocess.Popen[bytes] | None = None
+        self._control: ControlClient | None = None
+        self._family: list[psutil.Process] = []
+        self._port = 0
+        self._stopping = False
+
+    @property
+    def root_pid(self) -> int:
+        if self._process is None:
+            raise TargetError("the target has not been started")
+        return self._process.pid
+
+    @property
+    def address(self) -> tuple[str, int]:
+        return "127.0.0.1", self._port
+
+    def start(self) -> None:
+        for directory in (self.spool, self.agent_directory):
+            directory.mkdir(parents=True, exist_ok=True)
+        configuration_path = self.directory / "smtpd.conf"
+        configuration_path.write_text(self._configuration)
+        smtpd = ["-d", "-f", configuration_path, "--spool", self.spool, "--socket", self._socket_path]
+        if self._defects:
+            command = ["-m", "mta_under_test.defects", *self._defects, "--seed", str(self._seed), "--", *smtpd]
+        else:
+            command = ["-m", "mta_under_test.smtpd", *smtpd]
+        with self.log_path.open("wb") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, *command],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=agent.environment(self.agent_directory),
+                start_new_session=True,  # a Ctrl-C in the terminal is for the harness, which then stops the target
+                preexec_fn=self._before_exec,
+            )
+        try:
+            self._wait_until_ready()
+        except BaseException:
+            self.stop()
+            raise
+
+    def _before_exec(self) -> None:
+        # A harness that is killed leaves no server behind (PR_SET_PDEATHSIG(2const)).
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if self._nofile is not None:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (self._nofile, self._nofile))
+
+    def _wait_until_ready(self) -> None:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        listening = re.compile(r"listening on 127\.0\.0\.1 port (\d+)")
+        while not (found := listening.search(self._log())):
+            self._still_starting(deadline)
+        self._port = int(found[1])
+        while True:
+            try:
+                with smtplib.SMTP(*self.address, local_hostname="seatbelt.test", timeout=START_TIMEOUT_S):
+                    break
+            except OSError:
+                self._still_starting(deadline)
+        self._control = ControlClient(self._socket_path)
+        self._family = [psutil.Process(self.root_pid), *psutil.Process(self.root_pid).children(recursive=True)]
+
+    def _still_starting(self, deadline: float) -> None:
+        assert self._process is not None
+        if self._process.poll() is not None:
+            raise TargetError(self._log().strip() or f"smtpd ended with status {self._process.returncode}")
+        if time.monotonic() > deadline:
+            raise TargetError(f"smtpd did not greet within {START_TIMEOUT_S:.0f} s; see {self.log_path}")
+        time.sleep(0.01)
+
+    def stop(self) -> None:
+        self._stopping = True
+        if self._control is not None:
+            self._control.close()
+            self._control = None
+        if self._process is None:
+            return
+        if self._process.poll() is None:
+            self._process.terminate()
+            try:
+                self._process.wait(STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        _, alive = psutil.wait_procs(self._family, timeout=STOP_TIMEOUT_S)
+        for process in alive:
+            process.kill()
+        psutil.wait_procs(alive, timeout=STOP_TIMEOUT_S)
+
+    def rest(self) -> Rest:
+        if self._control is None:
+            raise TargetError("the target is not running")
+        try:
+            counters = self._control.stats()
+        except ControlError as error:
+            raise TargetError(str(error)) from error
+        busy = {name: counters[name] for name in BUSY if counters[name]}
+        waiting = counters["scheduler.envelope"] - counters["scheduler.envelope.inflight"]
+        return Rest(busy, waiting, counters)
+
+    def deaths(self) -> list[Incident]:
+        if self._process is None or self._stopping or self._process.poll() is None:
+            return []
+        found = re.search(r"fatal: lost process (\w+) \(pid (\d+)\): (.*)", self._log())
+        if found:
+            role, pid, how = found.groups()
+            return [Incident(kind="died", text=f"{role} died: {how}", role=role, pid=int(pid))]
+        how = f"smtpd ended with status {self._process.returncode}"
+        return [Incident(kind="died", text=how, role="parent", pid=self._process.pid)]
+
+    def _log(self) -> str:
+        return self.log_path.read_text(errors="replace")

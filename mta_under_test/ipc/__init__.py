@@ -1,0 +1,1 @@
+"""Channels between the MTA's processes: frames, passed descriptors, back-pressure, counters."""

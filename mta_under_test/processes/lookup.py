@@ -1,0 +1,146 @@
+"""lookup: who may send what to whom, and where a name lives.
+
+Owns: the rules, the tables and the resolver.
+Never: blocks, opens a spool file, keeps an envelope after it was expanded.
+Takes: EXPAND, HOSTS.   Sends: SUBMIT_ENVELOPE and COMMIT_ENVELOPES to queue.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+from typing import ClassVar
+
+import dns.asyncresolver
+import dns.exception
+import dns.name
+import dns.rdatatype
+import dns.resolver
+
+from mta_under_test.config import RelayAction
+from mta_under_test.config.rules import Facts, Ruleset
+from mta_under_test.ipc.channel import Message
+from mta_under_test.ipc.messages import Kind
+from mta_under_test.processes.process import Process, takes
+from mta_under_test.wire.envelope import Envelope, decode, encode
+
+RESOLVE_TIMEOUT_S = 20.0
+
+logger = logging.getLogger("smtpd")
+
+
+class NoHost(Exception):
+    """A destination has no address; `permanent` when that will not change by waiting."""
+
+    def __init__(self, text: str, permanent: bool) -> None:
+        super().__init__(text)
+        self.permanent = permanent
+
+
+class Lookup(Process):
+    role: ClassVar[str] = "lookup"
+
+    async def start(self) -> None:
+        self.rules = Ruleset(self.config)
+        self._resolver: dns.asyncresolver.Resolver | None = None
+
+    @takes(Kind.EXPAND)
+    def expand(self, peer: str, message: Message) -> None:
+        """Find the action for one recipient and hand the envelope to queue, which answers the asker."""
+        request, msgid = message.integers
+        self.stats["lookup.expand"] += 1
+        envelope = decode(message.text)
+        action = self.rules.match(facts_of(envelope, internal=peer == "queue"))
+        if action is None:
+            self.trace("rules", f"no match for <{envelope.sender}> to <{envelope.rcpt}>")
+            self.refuse(peer, request, f"550 5.1.1 Invalid recipient: <{envelope.rcpt}>")
+            return
+        self.trace("rules", f"<{envelope.sender}> to <{envelope.rcpt}>: action {action.name}")
+        envelope.dispatcher = action.name
+        envelope.type = "mta" if isinstance(action, RelayAction) else "mda"
+        self.trace("expand", f"<{envelope.rcpt}> is <{envelope.dest}>")
+        self.tell("queue", Kind.SUBMIT_ENVELOPE, request, msgid, text=encode(envelope))
+        self.tell("queue", Kind.COMMIT_ENVELOPES, request, msgid, text=peer.encode())
+
+    @takes(Kind.HOSTS)
+    def hosts(self, peer: str, message: Message) -> None:
+        self.spawn(self._hosts(peer, message.integers[0], message.text.decode()), "resolve")
+
+    async def _hosts(self, peer: str, request: int, question: str) -> None:
+        kind, _, name = question.partition(" ")
+        try:
+            found = await (self._exchanges(name) if kind == "mx" else self._addresses(name, 0))
+        except NoHost as error:
+            self.trace("lookup", f"{question}: {error}")
+            self.refuse(peer, request, f"{'5.1.2' if error.permanent else '4.4.3'} {error}")
+            return
+        self.trace("lookup", f"{question}: {found}")
+        text = "".join(f"{preference} {address}\n" for preference, address in found)
+        self.answer(peer, request, text=text.encode())
+
+    async def _exchanges(self, domain: str) -> list[tuple[int, str]]:
+        """Addresses of a domain's mail exchangers by preference (RFC 5321 §5.1); null MX is RFC 7505."""
+        if domain.startswith("["):
+            return [(0, _literal(domain))]
+        try:
+            answer = await self._ask(domain, dns.rdatatype.MX)
+        except dns.resolver.NoAnswer:
+            return await self._addresses(domain, 0)
+        exchanges = sorted((record.preference, record.exchange) for record in answer)
+        if len(exchanges) == 1 and exchanges[0][1] == dns.name.root:
+            raise NoHost(f"{domain} does not accept mail", permanent=True)
+        found: list[tuple[int, str]] = []
+        last: NoHost | None = None
+        for preference, exchange in exchanges:
+            try:
+                found += await self._addresses(exchange.to_text(omit_final_dot=True), preference)
+            except NoHost as error:
+                last = error
+        if not found and last is not None:
+            raise last
+        return found
+
+    async def _addresses(self, name: str, preference: int) -> list[tuple[int, str]]:
+        literal = name.strip("[]").removeprefix("IPv6:")
+        try:
+            return [(preference, str(ipaddress.ip_address(literal)))]
+        except ValueError:
+            pass  # a name, not an address
+        if name.rstrip(".").lower() == "localhost":  # RFC 6761 §6.3: never asked of a server
+            return [(preference, "127.0.0.1")]
+        found: list[tuple[int, str]] = []
+        for kind in (dns.rdatatype.A, dns.rdatatype.AAAA):
+            try:
+                found += [(preference, record.address) for record in await self._ask(name, kind)]
+            except dns.resolver.NoAnswer:
+                continue
+        if not found:
+            raise NoHost(f"no address for {name}", permanent=True)
+        return found
+
+    async def _ask(self, name: str, kind: dns.rdatatype.RdataType) -> dns.resolver.Answer:
+        try:
+            if self._resolver is None:
+                self._resolver = dns.asyncresolver.Resolver()
+            return await self._resolver.resolve(name, kind, lifetime=RESOLVE_TIMEOUT_S, search=False)
+        except dns.resolver.NXDOMAIN as error:
+            raise NoHost(f"no such domain: {name}", permanent=True) from error
+        except dns.resolver.NoAnswer:
+            raise
+        except (dns.exception.DNSException, OSError) as error:
+            raise NoHost(f"cannot resolve {name} now: {error}", permanent=False) from error
+
+
+def _literal(domain: str) -> str:
+    try:
+        return str(ipaddress.ip_address(domain.strip("[]").removeprefix("IPv6:")))
+    except ValueError as error:
+        raise NoHost(f"{domain} is not an address literal", permanent=True) from error
+
+
+def facts_of(envelope: Envelope, *, internal: bool) -> Facts:
+    """What the rules may ask about. Mail that queue makes itself (bounces) is local, and no session brought it."""
+    source = None if internal else ipaddress.ip_address(envelope.sockaddr)
+    return Facts(
+        source=source, tag=envelope.tag, helo=envelope.helo, sender=envelope.sender, recipient=envelope.rcpt
+    )

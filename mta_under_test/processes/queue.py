@@ -1,0 +1,237 @@
+"""queue: the disk queue, and the only process that opens files in it.
+
+Owns: the spool, the commits, the bounces. Hands out descriptors of messages (SCM_RIGHTS).
+Never: keeps a schedule, speaks SMTP.
+Takes: CREATE_MESSAGE, OPEN_MESSAGE, COMMIT_MESSAGE, REMOVE_MESSAGE from smtp; SUBMIT_ENVELOPE, COMMIT_ENVELOPES from
+lookup; BATCH, EXPIRE, REMOVE from scheduler; MESSAGE_FD and DELIVERY_* from transfer and delivery; SHOW_* from control.
+Sends: SUBMIT, DELIVERY_TEMP, ENVELOPE_DONE to scheduler; DELIVER to transfer and delivery; EXPAND to lookup.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import ClassVar
+
+from mta_under_test.ipc.channel import Message
+from mta_under_test.ipc.messages import Delivery, Fate, Kind
+from mta_under_test.processes.bounces import Bounces
+from mta_under_test.processes.process import Process, takes
+from mta_under_test.spool import CorruptEnvelope, Spool, SpoolError
+from mta_under_test.wire.envelope import Envelope, decode, encode
+
+logger = logging.getLogger("smtpd")
+
+DELIVERY_OF = {"mta": Delivery.MTA, "mda": Delivery.MDA}
+ROLE_OF = {Delivery.MTA: "transfer", Delivery.MDA: "delivery"}
+
+
+class Queue(Process):
+    role: ClassVar[str] = "queue"
+    new_work_from = ("smtp",)
+
+    async def start(self) -> None:
+        self.spool = Spool(self.spool_root)
+        self.bounces = Bounces(self)
+        self._commits: list[tuple[int, int]] = []  # (request, msgid), written to disk together
+        self._refused: set[int] = set()  # requests one of whose envelopes could not be written
+        self.spool.recover()
+        for evpid, envelope in self.spool.walk():
+            self.submit(evpid, envelope)
+
+    def gauges(self) -> dict[str, int]:
+        return {"queue.bounce": self.bounces.pending}
+
+    def submit(self, evpid: int, envelope: Envelope) -> None:
+        """Tell scheduler of an envelope that is safe on disk."""
+        expires = envelope.ctime + envelope.ttl
+        delivery = DELIVERY_OF[envelope.type]
+        self.tell("scheduler", Kind.SUBMIT, evpid, delivery, envelope.ctime, expires, envelope.retry)
+
+    # ---- a message on its way in
+
+    @takes(Kind.CREATE_MESSAGE)
+    def create_message(self, peer: str, message: Message) -> None:
+        (request,) = message.integers
+        try:
+            self.answer(peer, request, self.spool.create())
+        except SpoolError as error:
+            self.refuse(peer, request, str(error))
+
+    @takes(Kind.OPEN_MESSAGE)
+    def open_message(self, peer: str, message: Message) -> None:
+        request, msgid = message.integers
+        try:
+            self.answer(peer, request, descriptor=self.spool.open_message(msgid))
+        except SpoolError as error:
+            self.refuse(peer, request, str(error))
+
+    @takes(Kind.SUBMIT_ENVELOPE)
+    def submit_envelope(self, peer: str, message: Message) -> None:
+        request, msgid = message.integers
+        try:
+            self.spool.add_envelope(msgid, decode(message.text))
+        except SpoolError as error:
+            logger.warning("message %08x: %s", msgid, error)
+            self._refused.add(request)
+
+    @takes(Kind.COMMIT_ENVELOPES)
+    def commit_envelopes(self, peer: str, message: Message) -> None:
+        """All envelopes of one recipient are written: tell the process that asked for its expansion."""
+        request, _ = message.integers
+        asker = message.text.decode()
+        failed = request in self._refused
+        self._refused.discard(request)
+        if failed:
+            self.refuse(asker, request, "451 4.3.0 Temporary failure: cannot write the envelope")
+        else:
+            self.answer(asker, request)
+
+    @takes(Kind.COMMIT_MESSAGE)
+    def commit_message(self, peer: str, message: Message) -> None:
+        """Commits that arrive together reach the disk together."""
+        request, msgid = message.integers
+        if not self._commits:
+            asyncio.get_running_loop().call_soon(self._commit_all)
+        self._commits.append((request, msgid))
+
+    def _commit_all(self) -> None:
+        commits, self._commits = self._commits, []
+        try:
+            self.commit([msgid for _, msgid in commits])
+        except SpoolError:
+            # One bad message must not fail its neighbours: each for itself, to learn which it was.
+            for request, msgid in commits:
+                try:
+                    self.commit([msgid])
+                except SpoolError as error:
+                    logger.warning("message %08x: %s", msgid, error)
+                    self.refuse("smtp", request, str(error))
+                else:
+                    self.answer("smtp", request)
+            return
+        for request, _ in commits:
+            self.answer("smtp", request)
+
+    def commit(self, msgids: list[int]) -> None:
+        """Make messages safe against power loss, then schedule their envelopes. Raises SpoolError."""
+        began = time.perf_counter()
+        self.spool.commit(msgids)
+        if "queue" in self.profiling:
+            self.profile("queue", f"commit of {len(msgids)} messages {(time.perf_counter() - began) * 1e3:.3f} ms")
+        for msgid in msgids:
+            self.trace("queue", f"{msgid:08x} committed")
+            for evpid in self.spool.envelopes(msgid):
+                self.submit(evpid, self.spool.envelope(evpid))
+
+    @takes(Kind.REMOVE_MESSAGE)
+    def remove_message(self, peer: str, message: Message) -> None:
+        self.spool.discard(message.integers[0])
+
+    # ---- a message on its way out
+
+    @takes(Kind.BATCH)
+    def batch(self, peer: str, message: Message) -> None:
+        delivery, *evpids = message.integers
+        role = ROLE_OF[Delivery(delivery)]
+        began = time.perf_counter()
+        for evpid in evpids:
+            if (envelope := self._load(evpid)) is not None:
+                self.tell(role, Kind.DELIVER, evpid, text=encode(envelope))
+        self.tell(role, Kind.DELIVER_END)
+        if "queue" in self.profiling:
+            took_ms = (time.perf_counter() - began) * 1e3
+            self.profile("queue", f"load of {len(evpids)} envelopes {took_ms:.3f} ms")
+
+    @takes(Kind.MESSAGE_FD)
+    def message_fd(self, peer: str, message: Message) -> None:
+        request, msgid = message.integers
+        try:
+            self.answer(peer, request, descriptor=self.spool.message_fd(msgid))
+        except SpoolError as error:
+            self.refuse(peer, request, str(error))
+
+    @takes(Kind.DELIVERY_OK)
+    def delivery_ok(self, peer: str, message: Message) -> None:
+        self.forget(message.integers[0], Fate.DELIVERED)
+
+    @takes(Kind.DELIVERY_TEMP)
+    def delivery_temp(self, peer: str, message: Message) -> None:
+        (evpid,) = message.integers
+        if (envelope := self._load(evpid)) is None:
+            return
+        envelope.retry += 1
+        envelope.last_try = int(time.time())
+        envelope.errorline = message.text.decode(errors="replace")
+        try:
+            self.spool.update(evpid, envelope)
+        except SpoolError as error:
+            logger.warning("envelope %016x: %s", evpid, error)  # the try is forgotten; the envelope is not
+        self.tell("scheduler", Kind.DELIVERY_TEMP, evpid, envelope.retry)
+
+    @takes(Kind.DELIVERY_PERM)
+    def delivery_perm(self, peer: str, message: Message) -> None:
+        self._fail(message.integers[0], message.text.decode(errors="replace"), Fate.FAILED)
+
+    @takes(Kind.DELIVERY_LOOP)
+    def delivery_loop(self, peer: str, message: Message) -> None:
+        self._fail(message.integers[0], "554 5.4.6 Routing loop detected", Fate.LOOPED)
+
+    @takes(Kind.EXPIRE)
+    def expire(self, peer: str, message: Message) -> None:
+        (evpid,) = message.integers
+        if (envelope := self._load(evpid)) is not None:
+            last = f" (last error: {envelope.errorline})" if envelope.errorline else ""
+            self._fail(evpid, f"554 5.4.7 Delivery time expired{last}", Fate.EXPIRED)
+
+    @takes(Kind.REMOVE)
+    def remove(self, peer: str, message: Message) -> None:
+        self.forget(message.integers[0], Fate.REMOVED)
+
+    def _fail(self, evpid: int, status_line: str, fate: Fate) -> None:
+        if (envelope := self._load(evpid)) is None:
+            return
+        if envelope.sender:
+            self.bounces.add(evpid, envelope, status_line, fate)
+        else:
+            # Nobody to tell: a bounce is never bounced (RFC 5321 §6.1).
+            logger.info("%016x: bounce to <%s> failed: %s", evpid, envelope.rcpt, status_line)
+            self.forget(evpid, fate)
+
+    def forget(self, evpid: int, fate: Fate) -> None:
+        """Nothing is owed for this envelope any more."""
+        try:
+            self.spool.delete(evpid)
+        except SpoolError as error:
+            logger.warning("envelope %016x: %s", evpid, error)
+        self.trace("queue", f"{evpid:016x} {fate.name.lower()}")
+        self.tell("scheduler", Kind.ENVELOPE_DONE, evpid, fate)
+
+    def _load(self, evpid: int) -> Envelope | None:
+        try:
+            return self.spool.envelope(evpid)
+        except CorruptEnvelope as error:
+            logger.error("envelope %016x is corrupt and was put aside: %s", evpid, error)
+        except SpoolError as error:
+            logger.error("envelope %016x: %s", evpid, error)
+        self.tell("scheduler", Kind.ENVELOPE_DONE, evpid, Fate.REMOVED)
+        return None
+
+    # ---- for smtpctl
+
+    @takes(Kind.SHOW_ENVELOPE)
+    def show_envelope(self, peer: str, message: Message) -> None:
+        request, evpid = message.integers
+        try:
+            self.answer(peer, request, evpid, text=encode(self.spool.envelope(evpid)))
+        except SpoolError as error:
+            self.refuse(peer, request, str(error))
+
+    @takes(Kind.SHOW_MESSAGE)
+    def show_message(self, peer: str, message: Message) -> None:
+        request, which = message.integers
+        try:
+            self.answer(peer, request, descriptor=self.spool.message_fd(which >> 32 or which))
+        except SpoolError as error:
+            self.refuse(peer, request, str(error))

@@ -1,0 +1,218 @@
+"""scheduler: which envelope is tried when.
+
+Owns: one small entry for every envelope that is owed: evpid, when it was made, when it expires, how often it was tried.
+Never: sees an envelope's text, touches the disk.
+Takes: SUBMIT, DELIVERY_TEMP, ENVELOPE_DONE from queue; LIST_EVPIDS, SCHEDULE, REMOVE, PAUSE, RESUME from control.
+Sends: BATCH, EXPIRE, REMOVE to queue.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import heapq
+import time
+from typing import ClassVar
+
+from mta_under_test.ipc.channel import Message
+from mta_under_test.ipc.messages import Delivery, Fate, Kind
+from mta_under_test.processes.process import Process, takes
+
+BATCH_ENVELOPES = 1024
+RETRY_BASE_S = {Delivery.MTA: 800, Delivery.MDA: 10}  # BACKOFF_TRANSFER, BACKOFF_DELIVERY of scheduler_ramqueue.c
+LIST_ENVELOPES = 256  # entries in one answer to LIST_EVPIDS
+
+
+class State(enum.IntEnum):
+    PENDING = 0
+    IN_FLIGHT = 1
+
+
+_FATES = {
+    Fate.DELIVERED: "scheduler.delivery.ok",
+    Fate.FAILED: "scheduler.delivery.permfail",
+    Fate.LOOPED: "scheduler.delivery.loop",
+    Fate.EXPIRED: "scheduler.envelope.expired",
+    Fate.REMOVED: "scheduler.envelope.removed",
+}
+
+
+def next_try(created: int, tries: int, base_s: int) -> int:
+    """When the try after `tries` failed ones is due: 400, 1600, 3600 … seconds after `created` at a base of 800."""
+    return created + base_s * tries * tries // 2
+
+
+class Entry:
+    __slots__ = ("created", "delivery", "evpid", "expires", "next", "removing", "state", "tries")
+
+    def __init__(self, evpid: int, delivery: Delivery, created: int, expires: int, tries: int) -> None:
+        self.evpid = evpid
+        self.delivery = delivery
+        self.created = created
+        self.expires = expires
+        self.tries = tries
+        self.next = created if tries == 0 else next_try(created, tries, RETRY_BASE_S[delivery])
+        self.state = State.PENDING
+        self.removing = False  # asked for while it was in flight
+
+
+class Scheduler(Process):
+    role: ClassVar[str] = "scheduler"
+
+    async def start(self) -> None:
+        self._entries: dict[int, Entry] = {}
+        self._due: list[tuple[int, int]] = []  # heap of (next try, evpid); stale pairs are dropped when met
+        self._in_flight = 0
+        self._paused: set[Delivery] = set()
+        self._timer: asyncio.Handle | None = None
+
+    async def finish(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def gauges(self) -> dict[str, int]:
+        return {
+            "scheduler.envelope": len(self._entries),
+            "scheduler.envelope.inflight": self._in_flight,
+            "scheduler.envelope.due": self._due_now(),
+            "scheduler.paused.mta": int(Delivery.MTA in self._paused),
+        }
+
+    def _due_now(self) -> int:
+        now = int(time.time())
+        return sum(entry.state is State.PENDING and entry.next <= now for entry in self._entries.values())
+
+    # ---- from queue
+
+    @takes(Kind.SUBMIT)
+    def submit(self, peer: str, message: Message) -> None:
+        evpid, delivery, created, expires, tries = message.integers
+        entry = self._entries[evpid] = Entry(evpid, Delivery(delivery), created, expires, tries)
+        self.stats["scheduler.envelope.incoming"] += 1
+        self._wait(entry)
+        self._wake()
+
+    @takes(Kind.DELIVERY_TEMP)
+    def tempfail(self, peer: str, message: Message) -> None:
+        evpid, tries = message.integers
+        entry = self._entries[evpid]
+        self._landed(entry)
+        self.stats["scheduler.delivery.tempfail"] += 1
+        if entry.removing:
+            self._remove(entry)
+            return
+        entry.tries = tries
+        entry.next = max(next_try(entry.created, tries, RETRY_BASE_S[entry.delivery]), int(time.time()) + 1)
+        self._wait(entry)
+        self._wake()
+
+    @takes(Kind.ENVELOPE_DONE)
+    def done(self, peer: str, message: Message) -> None:
+        evpid, fate = message.integers
+        entry = self._entries.pop(evpid, None)
+        if entry is not None and entry.state is State.IN_FLIGHT:
+            self._landed(entry)
+        self.stats[_FATES[Fate(fate)]] += 1
+
+    # ---- from control
+
+    @takes(Kind.PAUSE)
+    def pause(self, peer: str, message: Message) -> None:
+        self._paused.add(Delivery[message.text.decode().upper()])
+
+    @takes(Kind.RESUME)
+    def resume(self, peer: str, message: Message) -> None:
+        self._paused.discard(Delivery[message.text.decode().upper()])
+        for entry in self._entries.values():
+            if entry.state is State.PENDING:
+                self._wait(entry)
+        self._wake()
+
+    @takes(Kind.LIST_EVPIDS)
+    def list_evpids(self, peer: str, message: Message) -> None:
+        """Envelopes after a given evpid, in order: (evpid, state, next try) … ; the asker goes on until it gets none."""
+        request, after = message.integers
+        evpids = heapq.nsmallest(LIST_ENVELOPES, (evpid for evpid in self._entries if evpid > after))
+        rows = [value for evpid in evpids for value in self._row(self._entries[evpid])]
+        self.answer(peer, request, *rows)
+
+    def _row(self, entry: Entry) -> tuple[int, int, int]:
+        return entry.evpid, entry.state, entry.next
+
+    @takes(Kind.SCHEDULE)
+    def schedule(self, peer: str, message: Message) -> None:
+        request, which = message.integers
+        now = int(time.time())
+        chosen = [entry for entry in self._chosen(which) if entry.state is State.PENDING]
+        for entry in chosen:
+            entry.next = now
+            self._wait(entry)
+        self._wake()
+        self.answer(peer, request, len(chosen))
+
+    @takes(Kind.REMOVE)
+    def remove(self, peer: str, message: Message) -> None:
+        """In flight, an envelope is removed once its delivery has failed: it may have reached somebody by then."""
+        request, which = message.integers
+        chosen = self._chosen(which)
+        for entry in chosen:
+            if entry.state is State.IN_FLIGHT:
+                entry.removing = True
+            else:
+                self._remove(entry)
+        self.answer(peer, request, len(chosen))
+
+    def _chosen(self, which: int) -> list[Entry]:
+        """All (0), one message's (a number of 32 bits), or one envelope."""
+        if which >> 32:
+            return [self._entries[which]] if which in self._entries else []
+        return [entry for evpid, entry in self._entries.items() if which in (0, evpid >> 32)]
+
+    def _remove(self, entry: Entry) -> None:
+        del self._entries[entry.evpid]
+        self.tell("queue", Kind.REMOVE, entry.evpid)
+
+    # ---- the clock
+
+    def _wait(self, entry: Entry) -> None:
+        heapq.heappush(self._due, (min(entry.next, entry.expires), entry.evpid))
+
+    def _landed(self, entry: Entry) -> None:
+        entry.state = State.PENDING
+        self._in_flight -= 1
+
+    def _wake(self) -> None:
+        """Run now, or when the next envelope is due."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._due:
+            delay_s = max(0.0, self._due[0][0] - time.time())
+            self._timer = asyncio.get_running_loop().call_later(delay_s, self._run)
+
+    def _run(self) -> None:
+        self._timer = None
+        now = int(time.time())
+        batches: dict[Delivery, list[int]] = {Delivery.MTA: [], Delivery.MDA: []}
+        while self._due and self._due[0][0] <= now:
+            due, evpid = heapq.heappop(self._due)
+            entry = self._entries.get(evpid)
+            if entry is None or entry.state is not State.PENDING or due < min(entry.next, entry.expires):
+                continue  # stale: removed, on its way, or put off since
+            if entry.expires <= now:
+                self._fly(entry)
+                self.trace("scheduler", f"{evpid:016x} expired")
+                self.tell("queue", Kind.EXPIRE, evpid)
+            elif entry.delivery not in self._paused:
+                self._fly(entry)
+                batches[entry.delivery].append(evpid)
+        for delivery, evpids in batches.items():
+            for start in range(0, len(evpids), BATCH_ENVELOPES):
+                batch = evpids[start : start + BATCH_ENVELOPES]
+                self.trace("scheduler", f"{delivery.name.lower()} batch of {len(batch)}")
+                self.tell("queue", Kind.BATCH, delivery, *batch)
+        self._wake()
+
+    def _fly(self, entry: Entry) -> None:
+        entry.state = State.IN_FLIGHT
+        self._in_flight += 1

@@ -1,0 +1,110 @@
+"""smtp: inbound SMTP sessions.
+
+Owns: the listening sockets, the sessions, and while a message arrives its writable descriptor.
+Never: opens a spool file itself, decides who may send to whom (lookup does), keeps a message (queue does).
+Takes: PAUSE, RESUME.   Sends: CREATE_MESSAGE, OPEN_MESSAGE, COMMIT_MESSAGE, REMOVE_MESSAGE to queue; EXPAND to lookup.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import itertools
+import logging
+import os
+import socket
+from typing import ClassVar
+
+from mta_under_test.config import Listener
+from mta_under_test.ipc.channel import Message
+from mta_under_test.ipc.messages import Kind
+from mta_under_test.processes.process import Process, Sockets, Start, takes
+from mta_under_test.processes.smtp_session import Session
+from mta_under_test.wire.server import Limits
+
+ACCEPT_RETRY_S = 1.0  # when descriptors ran out: accept again after this, or as soon as a session ends
+
+logger = logging.getLogger("smtpd")
+
+
+class Smtp(Process):
+    role: ClassVar[str] = "smtp"
+    session_class: ClassVar[type[Session]] = Session
+
+    def __init__(self, start: Start, sockets: Sockets) -> None:
+        super().__init__(start, sockets)
+        self.sessions: set[Session] = set()
+        config = start.config
+        self.limits = Limits(
+            message_bytes=config.max_message_bytes, recipients=config.max_rcpt, messages=config.max_mails
+        )
+        self._listening = list(start.smtp)
+        self._accepting = False
+        self._paused = False
+        self._retry: asyncio.TimerHandle | None = None
+        # Session ids show in traces, logs and Received headers; random high bits keep restarts apart.
+        self._session_ids = itertools.count(int.from_bytes(os.urandom(4), "big") << 32 | 1)
+
+    async def start(self) -> None:
+        self._accept_on()
+
+    async def finish(self) -> None:
+        self._accept_off()
+        for _, sock in self._listening:
+            sock.close()
+
+    def gauges(self) -> dict[str, int]:
+        return {"smtp.session": len(self.sessions), "smtp.paused": int(self._paused)}
+
+    @takes(Kind.PAUSE)
+    def pause(self, peer: str, message: Message) -> None:
+        self._paused = True
+        self._accept_off()
+
+    @takes(Kind.RESUME)
+    def resume(self, peer: str, message: Message) -> None:
+        self._paused = False
+        self._accept_on()
+
+    def session_over(self, session: Session) -> None:
+        self.sessions.discard(session)
+        if self._retry is not None:
+            self._accept_again()
+
+    def _accept_on(self) -> None:
+        if not self._accepting and not self._paused:
+            self._accepting = True
+            loop = asyncio.get_running_loop()
+            for listener, sock in self._listening:
+                loop.add_reader(sock.fileno(), self._accept, listener, sock)
+
+    def _accept_off(self) -> None:
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
+        if self._accepting:
+            self._accepting = False
+            loop = asyncio.get_running_loop()
+            for _, sock in self._listening:
+                loop.remove_reader(sock.fileno())
+
+    def _accept_again(self) -> None:
+        self._retry = None
+        self._accept_on()
+
+    def _accept(self, listener: Listener, sock: socket.socket) -> None:
+        try:
+            connection, _ = sock.accept()
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                # A listening socket stays readable: without a pause this would spin (Stalwart aad2cbcd).
+                logger.warning("cannot accept: %s; waiting for a session to end", error.strerror)
+                self.stats["smtp.accept-failed"] += 1
+                self._accept_off()
+                self._retry = asyncio.get_running_loop().call_later(ACCEPT_RETRY_S, self._accept_again)
+            return
+        connection.setblocking(False)
+        session = self.session_class(self, listener, next(self._session_ids))
+        self.sessions.add(session)
+        self.stats["smtp.session.total"] += 1
+        self.spawn(session.run(connection), f"smtp session {session.id:016x}")

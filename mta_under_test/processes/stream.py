@@ -1,0 +1,129 @@
+"""One TCP connection, for a protocol machine to be driven by a coroutine: bytes in, bytes out, and when it is over.
+
+While the coroutine is busy elsewhere (asking another process, say) nothing more is read, so a peer that pipelines a
+million commands fills its own socket buffer and not our memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import cast
+
+_WRITE_HIGH_BYTES = 1 << 18
+
+
+class StreamTimeout(Exception):
+    """The peer was silent, or did not take what we sent, for longer than the session may wait."""
+
+
+class Stream(asyncio.Protocol):
+    """`receive` waits for bytes (b"" is end of file); `write` never waits, `drain` does. Both are for one coroutine."""
+
+    def __init__(self, timeout_s: float) -> None:
+        self.timeout_s = timeout_s
+        self.peer: tuple[str, int] = ("", 0)
+        self.local: tuple[str, int] = ("", 0)
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._arrived: list[bytes] = []
+        self._ended = False
+        self._reader: asyncio.Future[None] | None = None
+        self._writable: asyncio.Future[None] | None = None
+        self._full = False
+        self._paused = False
+
+    # ---- for the coroutine
+
+    async def receive(self) -> bytes:
+        """All bytes that have arrived; b"" once the peer has ended. Raises StreamTimeout."""
+        if not self._arrived and not self._ended:
+            if self._paused and self._transport is not None and not self._transport.is_closing():
+                self._paused = False
+                self._transport.resume_reading()
+            self._reader = self._loop.create_future()
+            try:
+                await self._within(self._reader)
+            finally:
+                self._reader = None
+        data = b"".join(self._arrived)
+        self._arrived.clear()
+        return data
+
+    def write(self, data: bytes) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(data)
+
+    async def drain(self) -> None:
+        """Wait while the peer is slow to take what was written. Raises StreamTimeout."""
+        if self._full and self._transport is not None:
+            self._writable = self._loop.create_future()
+            try:
+                await self._within(self._writable)
+            finally:
+                self._writable = None
+
+    def close(self) -> None:
+        """Send what is written, then close."""
+        if self._transport is not None:
+            self._transport.close()
+
+    def abort(self) -> None:
+        """Close at once; what was not sent is dropped."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    async def _within(self, future: asyncio.Future[None]) -> None:
+        timer = self._loop.call_later(self.timeout_s, _expire, future)
+        try:
+            await future
+        finally:
+            timer.cancel()
+
+    # ---- for the event loop
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._transport.set_write_buffer_limits(high=_WRITE_HIGH_BYTES)
+        self.peer = transport.get_extra_info("peername")[:2]
+        self.local = transport.get_extra_info("sockname")[:2]
+
+    def data_received(self, data: bytes) -> None:
+        self._arrived.append(data)
+        if self._reader is not None:
+            _wake(self._reader)
+        elif not self._paused and self._transport is not None:
+            self._paused = True
+            self._transport.pause_reading()
+
+    def eof_received(self) -> bool:
+        # True: the transport stays, so that what was pipelined before the end is still answered. The coroutine closes
+        # it when it reads the end; a server that waits for the *client* to close keeps the half (aiosmtpd #15).
+        self._ended = True
+        if self._reader is not None:
+            _wake(self._reader)
+        return True
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._ended = True
+        self._transport = None
+        for future in (self._reader, self._writable):
+            if future is not None:
+                _wake(future)
+
+    def pause_writing(self) -> None:
+        self._full = True
+
+    def resume_writing(self) -> None:
+        self._full = False
+        if self._writable is not None:
+            _wake(self._writable)
+
+
+def _wake(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def _expire(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_exception(StreamTimeout())
