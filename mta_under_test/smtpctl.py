@@ -242,9 +242,7 @@ def _monitor(client: ControlClient, _: str) -> None:
         if number % 20 == 0:
             print(" ".join(f"{column:>11}" for column, _, _ in MONITOR), flush=True)
         now = client.stats()
-        values = (
-            now.get(counter, 0) - (0 if level else before.get(counter, 0)) for _, counter, level in MONITOR
-        )
+        values = (now.get(counter, 0) - (0 if level else before.get(counter, 0)) for _, counter, level in MONITOR)
         print(" ".join(f"{value:>11}" for value in values), flush=True)
         before = now
         time.sleep(1)

@@ -54,7 +54,9 @@ def main(argv: Sequence[str] | None = None, births: Mapping[str, parent.Birth] =
         return 2
     _log_to(options)
     for listener, sock in start.smtp:
-        logger.info("listening on %s port %d%s", *sock.getsockname()[:2], f" tag {listener.tag}" if listener.tag else "")
+        logger.info(
+            "listening on %s port %d%s", *sock.getsockname()[:2], f" tag {listener.tag}" if listener.tag else ""
+        )
     if not options.d:
         _daemonize()
     try:
@@ -69,7 +71,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("-n", action="store_true", help="check the configuration and exit")
     parser.add_argument("-v", action="store_true", help="log more")
     parser.add_argument("-f", type=Path, default=DEFAULT_CONFIG, metavar="FILE", help="configuration [%(default)s]")
-    parser.add_argument("-T", action="append", default=[], metavar="SUBSYSTEM", help="trace to the log; may be repeated")
+    parser.add_argument(
+        "-T", action="append", default=[], metavar="SUBSYSTEM", help="trace to the log; may be repeated"
+    )
     parser.add_argument("--spool", type=Path, default=DEFAULT_SPOOL, metavar="DIR", help="the queue [%(default)s]")
     parser.add_argument("--socket", type=Path, default=DEFAULT_SOCKET, metavar="PATH", help="control [%(default)s]")
     return parser

@@ -1,4 +1,4 @@
-"""What is under test: how it starts, stops, names its processes, takes mail, and says whether it rests. One file each."""
+"""What is under test: how it starts, stops, takes mail, and says whether it rests. One file a target."""
 
 from __future__ import annotations
 

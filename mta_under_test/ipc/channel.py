@@ -225,6 +225,5 @@ class Channel:
                 self._congestion(self, over)
 
 
-
 def _packed(descriptor: int) -> bytes:
     return struct.pack("=i", descriptor)

@@ -1,1 +1,1 @@
-"""The MTA's processes: one file each, one job each. `process.py` is what they all are, `stream.py` one TCP connection."""
+"""The MTA's processes, one file each. `process` is what they all are, `stream` one TCP connection."""

@@ -75,7 +75,7 @@ class Bounces:
             queue.forget(failed.evpid, failed.fate)
 
     async def _write(self, msgid: int, failures: list[Failed]) -> int:
-        """Put the report into the queue as a message of its own. Raises SpoolError, or Refusal when no rule takes it."""
+        """Put the report into the queue as a message of its own. Raises SpoolError; Refusal when no rule takes it."""
         queue = self._queue
         original = failures[0].envelope
         report = queue.spool.create()

@@ -163,7 +163,7 @@ def _be(role: str, start: Start, ends: Mapping[str, Sockets], birth: Birth) -> N
         status = birth(start, ends[role]).run()
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else 1
-    except Exception:  # noqa: BLE001 - the last frame of a process: logged, and the exit status tells the parent
+    except Exception:
         logger.exception("%s failed", role)
     finally:
         logging.shutdown()

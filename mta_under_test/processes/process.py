@@ -173,9 +173,7 @@ class Process:
             raise Refusal(answer.text.decode(errors="replace"))
         return answer
 
-    def answer(
-        self, peer: str, request: int, *integers: int, text: bytes = b"", descriptor: int | None = None
-    ) -> None:
+    def answer(self, peer: str, request: int, *integers: int, text: bytes = b"", descriptor: int | None = None) -> None:
         """Answer a request. `peer` may be this very process: it asked another one, which left the answer to it."""
         if peer == self.role:
             self._settle(Message(Kind.OK, (request, *integers), text, descriptor, 0))

@@ -130,7 +130,7 @@ class Scheduler(Process):
 
     @takes(Kind.LIST_EVPIDS)
     def list_evpids(self, peer: str, message: Message) -> None:
-        """Envelopes after a given evpid, in order: (evpid, state, next try) … ; the asker goes on until it gets none."""
+        """Envelopes after a given evpid: (evpid, state, next try) … in order; the asker goes on until it gets none."""
         request, after = message.integers
         evpids = heapq.nsmallest(LIST_ENVELOPES, (evpid for evpid in self._entries if evpid > after))
         rows = [value for evpid in evpids for value in self._row(self._entries[evpid])]

@@ -165,7 +165,9 @@ class Session:
             case server.Verify():
                 return Reply(252, "Cannot VRFY; try RCPT to attempt delivery", "2.0.0")
             case server.Help():
-                return Reply(214, ("This is Seatbelt's smtpd", "EHLO HELO MAIL RCPT DATA RSET NOOP QUIT VRFY HELP"), "2.0.0")
+                return Reply(
+                    214, ("This is Seatbelt's smtpd", "EHLO HELO MAIL RCPT DATA RSET NOOP QUIT VRFY HELP"), "2.0.0"
+                )
             case server.Quit():
                 return Reply(221, "Bye", "2.0.0")
             case server.Refused(reply=reply):

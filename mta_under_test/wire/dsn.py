@@ -32,9 +32,7 @@ def header_of(message: bytes) -> bytes:
     return head if len(head) < HEADER_BYTES else head[: head.rfind(b"\r\n")]
 
 
-def bounce(
-    *, hostname: str, sender: str, failures: Sequence[Failure], original_header: bytes, bounce_id: str
-) -> bytes:
+def bounce(*, hostname: str, sender: str, failures: Sequence[Failure], original_header: bytes, bounce_id: str) -> bytes:
     """A whole message to `sender`, lines ended by CRLF. `bounce_id` makes Message-ID and boundary unique."""
     boundary = f"={bounce_id}/{hostname}="
     said = "\r\n".join(f"    {failure.recipient}: {failure.status_line}" for failure in failures)

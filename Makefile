@@ -1,0 +1,33 @@
+# Two commands on a fresh machine:
+#   make run     set up, then run the main job: the default scenario against the embedded MTA
+#   make test    set up, then lint, type-check, check the import rules and run the tests
+PYTHON ?= python3
+VENV   ?= .venv
+JOBS   ?= 2
+STAMP  := $(VENV)/.installed
+
+.PHONY: run test lint packages clean
+
+run: $(STAMP)
+	$(VENV)/bin/seatbelt run $(ARGS)
+
+test: $(STAMP) packages lint
+	$(VENV)/bin/pytest -n $(JOBS) $(ARGS)
+
+lint: $(STAMP)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports --no-cache
+
+# Debian packages that tests use; where they cannot be had, those tests skip and say so.
+packages:
+	@.ci/packages
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) runs build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

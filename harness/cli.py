@@ -1,0 +1,254 @@
+"""`seatbelt`: the command line. Thin: it reads options, calls what does the work, and turns endings into exit statuses.
+
+Exit status: 0 clean · 1 a finding · 2 usage or configuration · 3 inconclusive. Heavy imports wait until a command
+needs them, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import enum
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from harness.experiment import MakeTarget
+    from reports.record import RunRecord
+
+CLEAN, FINDING, USAGE, INCONCLUSIVE = 0, 1, 2, 3
+EXIT_STATUS = {"clean": CLEAN, "leak": FINDING, "inconclusive": INCONCLUSIVE}
+
+app = typer.Typer(
+    name="seatbelt",
+    help="Find what a mail server fails to let go of.",
+    epilog="Exit status: 0 clean, 1 a finding, 2 usage or configuration error, 3 inconclusive.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+class Listing(enum.StrEnum):
+    scenarios = "scenarios"
+    defects = "defects"
+    targets = "targets"
+    resources = "resources"
+
+
+class ProfileName(enum.StrEnum):
+    quick = "quick"
+    standard = "standard"
+    soak = "soak"
+
+
+TARGETS = {"embedded": "the MTA of this repository, with --defect to re-open a historical bug"}
+RESOURCES = {
+    "descriptor": "files, pipes, event descriptors; by identity, at rest",
+    "socket": "TCP, UDP and unix sockets, by state and peer",
+    "memory": "Python objects where the agent is loaded, else private dirty pages",
+    "process": "children and zombies; processes that died; a target that does not come to rest",
+    "thread": "threads of a role",
+    "file": "files in the spool that no envelope explains",
+    "mail": "accepted messages that were neither delivered, bounced nor kept; duplicates",
+}
+
+
+def fail(text: object) -> NoReturn:
+    """One line, and the exit status of a usage error."""
+    typer.echo(f"seatbelt: {text}", err=True)
+    raise typer.Exit(USAGE)
+
+
+@app.command()
+def run(
+    scenario: Annotated[str, typer.Argument(help="name, or path of a scenario file")] = "rejected-reuse",
+    target: Annotated[str, typer.Option(help="see `seatbelt list targets`")] = "embedded",
+    defect: Annotated[list[str] | None, typer.Option(metavar="NAME[:P]", help="re-open a bug; may be repeated")] = None,
+    profile: Annotated[ProfileName, typer.Option(help="how long to look")] = ProfileName.quick,
+    users: Annotated[int, typer.Option(min=1, max=1000, help="mail clients at the same time")] = 5,
+    seed: Annotated[int, typer.Option(help="fixes the order of actions and refusals")] = 1,
+    sessions: Annotated[int | None, typer.Option(min=1, help="units of work in the first dose")] = None,
+    mx: Annotated[str | None, typer.Option(metavar="POLICY", help="what the remote MX refuses, as `rcpt=450`")] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="of the target; 0: any free one")] = 0,
+    nofile: Annotated[int | None, typer.Option(min=32, help="descriptor limit of the target")] = None,
+    record: Annotated[Path | None, typer.Option(metavar="FILE.json", help="write the run record there too")] = None,
+    runs: Annotated[Path, typer.Option(metavar="DIR", help="where run directories are kept")] = Path("runs"),
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="print the verdict's line only")] = False,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="print what happens, line by line")] = False,
+) -> None:
+    """Load a mail server, let it rest, and say what it failed to let go of."""
+    from harness import experiment, plan
+    from harness import scenario as scenarios
+    from harness.load.process import LoadError
+    from harness.progress import progress
+    from harness.remote_mx.policy import Policy, PolicyError
+    from harness.remote_mx.process import RemoteMXError
+    from harness.targets import TargetError
+    from reports.record import RecordError
+
+    make_target, defects = _target(target, defect or [], seed, port, nofile)
+    try:
+        chosen = scenarios.load(scenario)
+        if mx is not None:
+            Policy.parse(mx)
+        directory = _run_directory(runs, chosen.name)
+        if record is not None:
+            _check_writable(record)
+    except (scenarios.ScenarioError, PolicyError, OSError) as error:
+        fail(error)
+    options = experiment.Options(profile=plan.PROFILES[profile], users=users, seed=seed, units=sessions, refuses=mx)
+    try:
+        with progress(quiet=quiet, verbose=verbose) as show:
+            result = experiment.Experiment(chosen, make_target, directory, options, show).run()
+    except (TargetError, LoadError, RemoteMXError) as error:
+        fail(error)
+    except KeyboardInterrupt:
+        typer.echo("seatbelt: interrupted before the first dose; nothing is left running", err=True)
+        raise typer.Exit(INCONCLUSIVE) from None
+    result.target.defects = defects
+    result.command = _command(sys.argv[1:], seed)
+    try:
+        kept = _keep(result, directory, record)
+    except RecordError as error:
+        fail(error)
+    _print(result, kept, quiet=quiet)
+    raise typer.Exit(EXIT_STATUS[result.verdict])
+
+
+def _target(name: str, defect: list[str], seed: int, port: int, nofile: int | None) -> tuple[MakeTarget, list[str]]:
+    from harness import __version__
+    from harness.targets.embedded import Embedded
+    from mta_under_test.defects import DefectError, parse
+
+    if name not in TARGETS:
+        fail(f"no target called {name!r}. There is: {', '.join(TARGETS)}")
+    try:
+        defects = [str(parse(text)) for text in defect]
+    except DefectError as error:
+        fail(error)
+
+    def make(directory: Path, ports: dict[str, int]) -> Embedded:
+        return Embedded(directory, ports, version=__version__, defects=defects, seed=seed, port=port, nofile=nofile)
+
+    return make, defects
+
+
+def _run_directory(runs: Path, scenario: str) -> Path:
+    """A new directory for what the run leaves behind. Raises OSError."""
+    from datetime import datetime
+
+    stamp = f"{datetime.now():%Y%m%d-%H%M%S}"
+    for number in range(1000):
+        directory = runs / f"{stamp}-{scenario}{f'-{number}' if number else ''}"
+        try:
+            directory.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return directory.resolve()
+    raise OSError(f"{runs}: no free name for a run directory")
+
+
+def _check_writable(path: Path) -> None:
+    """An hour of load whose record cannot be written is an hour lost: find out first. Raises OSError."""
+    if path.is_dir():
+        raise IsADirectoryError(f"{path}: cannot write the record: is a directory")
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.touch()
+        partial.unlink()
+    except OSError as error:
+        raise OSError(f"{path}: cannot write the record: {error.strerror}") from error
+
+
+def _keep(result: RunRecord, directory: Path, record: Path | None) -> Path:
+    """Write the record, and leave in the run's directory what helps to understand it. Raises RecordError."""
+    import shutil
+
+    from reports.record import save
+
+    for scratch in ("spool", "agent"):
+        shutil.rmtree(directory / scratch, ignore_errors=True)
+    (directory / "command").write_text(result.command + "\n")
+    save(result, directory / "record.json")
+    if record is not None:
+        save(result, record)
+    return record or directory / "record.json"
+
+
+def _command(arguments: list[str], seed: int) -> str:
+    import shlex
+
+    words = ["seatbelt", *arguments]
+    if not any(word == "--seed" or word.startswith("--seed=") for word in words):
+        words += ["--seed", str(seed)]
+    return shlex.join(words)
+
+
+def _print(result: RunRecord, kept: Path, *, quiet: bool) -> None:
+    from rich.console import Console
+
+    from reports import terminal
+
+    console = Console()
+    if quiet:
+        console.print(terminal.headline(result))
+        return
+    terminal.print_report(result, console)
+    console.print(f"record  {kept}", soft_wrap=True, highlight=False)
+
+
+@app.command("list")
+def list_(what: Annotated[Listing, typer.Argument(help="what to list")] = Listing.scenarios) -> None:
+    """What there is: scenarios, defects, targets, resources."""
+    match what:
+        case Listing.scenarios:
+            from harness import scenario
+
+            rows = {name.replace("_", "-"): scenario.load(name).story for name in scenario.names()}
+        case Listing.defects:
+            from mta_under_test import defects
+
+            rows = {name: defects.load(name).story for name in defects.names()}
+        case Listing.targets:
+            rows = TARGETS
+        case Listing.resources:
+            rows = RESOURCES
+    width = max(map(len, rows))
+    for name, text in rows.items():
+        typer.echo(f"{name:<{width}}  {' '.join(text.split())}")
+
+
+@app.command()
+def fds(
+    pid: Annotated[int, typer.Argument(min=1, help="of any process; its children are shown too")],
+    json: Annotated[bool, typer.Option("--json", help="as JSON")] = False,
+    summary: Annotated[bool, typer.Option("--summary", help="counts by role and kind")] = False,
+) -> None:
+    """What a process and its children hold open, as lsof shows it, classified."""
+    from harness import fds as table
+
+    raise typer.Exit(table.run(pid, as_json=json, summary=summary))
+
+
+@app.command()
+def mx(
+    policy: Annotated[str, typer.Option(help="as `rcpt=550`, `mail=451/3`, `data=drop`; empty: accept all")] = "",
+    listen: Annotated[str, typer.Option(help="address")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one")] = 2525,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="print the dialogue")] = False,
+) -> None:
+    """The remote mail server that refuses as told, alone."""
+    from harness.remote_mx.__main__ import run_foreground
+
+    raise typer.Exit(run_foreground(policy, listen, port, verbose))
+
+
+def main() -> None:
+    app()
+
+
+if __name__ == "__main__":
+    main()

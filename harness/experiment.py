@@ -1,0 +1,334 @@
+"""The phases of a run, in order: the only place that knows what comes after what.
+
+Start the remote MX, the load and the target; warm up; give doses and let the target come to rest after each; take a
+snapshot at every rest; judge. Whatever happens (a process dies, Ctrl-C, no rest), every process that was started is
+stopped, and what is known by then becomes the record.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+
+from harness import __version__, mail
+from harness.detectors import growth, verdict
+from harness.load.process import LoadError, LoadProcess
+from harness.load.tally import Tally
+from harness.plan import PROFILES, Plan, Profile, Step
+from harness.probes import snapshot as probe
+from harness.probes.sampler import Sampler
+from harness.remote_mx.process import LedgerReport, RemoteMX, RemoteMXError
+from harness.scenario import Scenario
+from harness.targets import Rest, Target, TargetError
+from reports.record import Dose, Host, Incident, Judgement, RunRecord, Snapshot, TargetInfo, Work
+
+REST_POLL_S = 0.02
+REST_POLLS = 3  # in a row that must look the same
+REST_TIMEOUT_S = 30.0
+DOSE_TIMEOUT_S = 120.0
+SAMPLE_HZ = 10.0
+REFUSING, HOME = "refusing", "home"
+
+Progress = Callable[[str, int, int], None]  # what happens now, units done, units planned so far
+MakeTarget = Callable[[Path, dict[str, int]], Target]  # given its directory and the remote MX's ports
+
+
+@dataclass(frozen=True)
+class Options:
+    profile: Profile = PROFILES["quick"]
+    users: int = 5
+    seed: int = 1
+    units: int | None = None  # the first dose, instead of the scenario's own
+    alpha: float = 0.01
+    rest_timeout_s: float = REST_TIMEOUT_S
+    refuses: str | None = None  # the remote MX's policy, instead of the scenario's
+
+
+class Cut(Exception):
+    """The run ends here; the incident says why."""
+
+    def __init__(self, incident: Incident) -> None:
+        super().__init__(incident.text)
+        self.incident = incident
+
+
+class Experiment:
+    """One run. `run` returns its record, judged."""
+
+    def __init__(
+        self, scenario: Scenario, make_target: MakeTarget, directory: Path, options: Options, progress: Progress
+    ) -> None:
+        self.scenario = scenario
+        self.options = options
+        self.directory = directory
+        self._make_target = make_target
+        self._progress = progress
+        self._plan = Plan(options.profile, options.units or scenario.first_dose, scenario.memory)
+        self._units_done = 0
+        self._units_planned = self._plan.units_before_memory
+        self._accepted: set[str] = set()
+        self._tallies: list[Tally] = []
+        self._ledger = LedgerReport()
+        self._epoch = time.monotonic()
+        self._probe_cpu_s = 0.0
+
+    # ---- the whole
+
+    def run(self) -> RunRecord:
+        """Raises TargetError, LoadError or RemoteMXError when the run cannot even begin."""
+        began = datetime.now(UTC)
+        self._epoch = time.monotonic()
+        with ExitStack() as running:
+            self._start(running)
+            record = self._blank(began)
+            sampler = running.enter_context(Sampler(self._pids, hz=SAMPLE_HZ, clock=self._clock))
+            try:
+                self._phases(record)
+            except Cut as cut:
+                record.incidents.append(cut.incident)
+            except KeyboardInterrupt:
+                text = f"interrupted during dose {len(record.doses) + 1}"
+                record.incidents.append(Incident(kind="interrupted", text=text, at=self._clock()))
+            except (TargetError, LoadError, RemoteMXError) as error:
+                record.incidents.append(self._explained(error))
+            self._progress("counting the mail", self._units_done, self._units_planned)
+            self._account_for_mail(record)
+            sampler.stop()
+            record.samples = sampler.samples
+            self._probe_cpu_s += sampler.cpu_s
+        self._summarise_load(record)
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        record.harness.cpu_s = usage.ru_utime + usage.ru_stime
+        record.harness.probe_cpu_s = self._probe_cpu_s
+        judged = verdict.judge(record)
+        record.verdict, record.findings = judged.verdict, judged.findings
+        record.tested, record.reasons = judged.tested, judged.reasons
+        return record
+
+    def _start(self, running: ExitStack) -> None:
+        self._progress("starting", 0, self._units_planned)
+        policies = {REFUSING: self._refuses, HOME: ""}
+        # The load's imports take longest: they run while the others start.
+        self._load = running.enter_context(LoadProcess(self.scenario.path, self.options.users, self.options.seed))
+        self._mx = running.enter_context(RemoteMX(policies))
+        self._target = self._make_target(self.directory, self._mx.ports)
+        running.callback(self._target.stop)
+        self._target.start()
+        self._load.ready(*self._target.address)
+
+    @property
+    def _refuses(self) -> str:
+        return self.scenario.refuses if self.options.refuses is None else self.options.refuses
+
+    def _blank(self, began: datetime) -> RunRecord:
+        return RunRecord(
+            scenario=self.scenario.name,
+            target=TargetInfo(name=self._target.name, version=self._target.version),
+            seatbelt=__version__,
+            began=began.isoformat(timespec="seconds"),
+            seed=self.options.seed,
+            host=Host(
+                kernel=platform.release(),
+                cpus=len(os.sched_getaffinity(0)),
+                python=platform.python_version(),
+                nofile=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+            ),
+            judgement=Judgement(
+                alpha=self.options.alpha,
+                unit=self.scenario.unit,
+                profile=self.options.profile.name,
+                memory=self.scenario.memory,
+            ),
+            promises=[msgspec.structs.replace(promise) for promise in self.scenario.promises],
+        )
+
+    # ---- the phases
+
+    def _phases(self, record: RunRecord) -> None:
+        for step in self._plan.counts():
+            self._give(record, step)
+            if step.phase == "warm-up":
+                self._check_early(record)
+        if not self._plan.memory:
+            return
+        if self.options.profile.stop_at_count_finding and verdict.judge(record).findings:
+            return
+        for number in range(self.options.profile.rounds):
+            self._units_planned += self._plan.units_of_round_0 << number
+            for step in self._plan.memory_round(number):
+                self._give(record, step)
+            if growth.decided(record):
+                return
+
+    def _give(self, record: RunRecord, step: Step) -> None:
+        """One dose, its drain, its snapshot."""
+        number = len(record.doses)
+        dose = Dose(units=step.units, phase=step.phase, round=step.round, began=self._clock())
+        label = {"warm-up": "warming up", "count": "dose", "memory": f"memory round {step.round + 1}"}[step.phase]
+        self._progress(f"{label}: {step.units} x {self.scenario.unit}", self._units_done, self._units_planned)
+        tallies = [self._load_portion(number, first, units) for first, units in self._portions(step.units)]
+        dose.ended = self._clock()
+        rest = self._drain(f"dose {number + 1}")
+        dose.drained_s = self._clock() - dose.ended
+        dose.rested = not rest.busy
+        dose.snapshot = self._snapshot(rest)
+        dose.work = self._work_since_last(tallies)
+        record.doses.append(dose)
+        record.work = total(dose.work for dose in record.doses)
+        self._measure_promises(record)
+        self._units_done += step.units
+        if not dose.rested:
+            busy = ", ".join(f"{name} {count}" for name, count in rest.busy.items())
+            text = f"not at rest {self.options.rest_timeout_s:.0f} s after dose {number + 1}: {busy}"
+            raise Cut(Incident(kind="restless", text=text, at=self._clock(), dose=number))
+        self._check_alive()
+
+    def _portions(self, units: int) -> list[tuple[int, int]]:
+        """(first unit, units) of each part of a dose that is drained by itself."""
+        portion = self.scenario.portion or units
+        return [(first, min(portion, units - first)) for first in range(0, units, portion)]
+
+    def _load_portion(self, number: int, first: int, units: int) -> Tally:
+        if self.scenario.hold_backlog:
+            self._mx.shut_gate(REFUSING)
+        try:
+            tally = self._load.dose(number, units, first=first, timeout_s=DOSE_TIMEOUT_S)
+        finally:
+            if self.scenario.hold_backlog:
+                self._mx.open_gate(REFUSING)
+        self._tallies.append(tally)
+        self._accepted.update(tally.accepted)
+        if self.scenario.portion is not None:
+            self._drain(f"unit {first + 1} of dose {number + 1}", polls=1)
+        return tally
+
+    def _check_early(self, record: RunRecord) -> None:
+        """A warm-up whose sessions were hopelessly short need not be followed by a whole run of the same."""
+        for promise in record.promises:
+            if promise.what.startswith("messages_per_session") and promise.measured < promise.at_least / 2:
+                text = f"after the warm-up: {promise.what.replace('_', ' ')} is {promise.measured:.1f}"
+                raise Cut(Incident(kind="load", text=text, at=self._clock()))
+
+    # ---- coming to rest
+
+    def _drain(self, what: str, polls: int = REST_POLLS) -> Rest:
+        """Wait until nothing moves and `polls` looks in a row are the same. The last look, busy or not, is returned."""
+        deadline = time.monotonic() + self.options.rest_timeout_s
+        alike, before = 0, None
+        while True:
+            rest = self._look()
+            now = (rest.backlog, probe.quiet(self._pids()) if polls > 1 else None)
+            alike = alike + 1 if not rest.busy and now == before else int(not rest.busy)
+            if alike >= polls:
+                return rest
+            before = now
+            if time.monotonic() > deadline:
+                return rest if rest.busy else Rest({"descriptors that keep changing": 1}, rest.backlog, rest.counters)
+            self._check_alive()
+            time.sleep(REST_POLL_S if polls > 1 else REST_POLL_S / 10)
+
+    def _look(self) -> Rest:
+        rest = self._target.rest()
+        if not rest.busy and (sessions := self._mx.open_sessions()):
+            return Rest({"sessions at the remote MX": sessions}, rest.backlog, rest.counters)
+        return rest
+
+    def _check_alive(self) -> None:
+        for incident in self._target.deaths():
+            incident.at = self._clock()
+            raise Cut(incident)
+
+    def _explained(self, error: Exception) -> Incident:
+        """When a conversation broke off because the target died, the death is the incident."""
+        deadline = time.monotonic() + 1.0
+        while not (deaths := self._target.deaths()) and time.monotonic() < deadline:
+            time.sleep(REST_POLL_S)
+        if deaths:
+            deaths[0].at = self._clock()
+            return deaths[0]
+        kind = {LoadError: "load", RemoteMXError: "remote-mx"}.get(type(error), "target")
+        return Incident(kind=kind, text=str(error), at=self._clock())  # type: ignore[arg-type]
+
+    # ---- observing
+
+    def _pids(self) -> Sequence[int]:
+        return probe.tree(self._target.root_pid)
+
+    def _snapshot(self, rest: Rest) -> Snapshot:
+        began = time.process_time()
+        taken = probe.take_snapshot(
+            self._target.root_pid,
+            spool=self._target.spool,
+            agent_dir=self._target.agent_directory,
+            counters=rest.counters,
+            backlog=rest.backlog,
+            clock=self._clock,
+        )
+        self._probe_cpu_s += time.process_time() - began
+        return taken
+
+    def _clock(self) -> float:
+        return time.monotonic() - self._epoch
+
+    # ---- the work that was done
+
+    def _work_since_last(self, tallies: Sequence[Tally]) -> Work:
+        before, self._ledger = self._ledger, self._mx.ledger()
+        then, now = before.listeners.get(REFUSING), self._ledger.listeners[REFUSING]
+        return with_ratios(
+            Work(
+                sessions=sum(tally.sessions for tally in tallies),
+                messages=sum(tally.messages for tally in tallies),
+                accepted=sum(len(tally.accepted) for tally in tallies),
+                refused_recipients=sum(tally.refused_recipients for tally in tallies),
+                refused_messages=now.refused_messages - (then.refused_messages if then else 0),
+                sessions_out=now.sessions - (then.sessions if then else 0),
+                messages_out=now.transactions - (then.transactions if then else 0),
+            )
+        )
+
+    def _measure_promises(self, record: RunRecord) -> None:
+        for promise in record.promises:
+            promise.measured = float(getattr(record.work, promise.what))
+
+    def _account_for_mail(self, record: RunRecord) -> None:
+        """Every accepted Message-ID: delivered, bounced, in the spool, or lost."""
+        try:
+            self._ledger = self._mx.ledger()
+        except RemoteMXError as error:
+            record.incidents.append(Incident(kind="remote-mx", text=str(error), at=self._clock()))
+            return
+        queued = mail.in_spool(self._target.spool) if self._target.spool else set()
+        ledger = self._ledger
+        record.mail = mail.fates(self._accepted, ledger.delivered.keys(), ledger.bounced, queued)
+        found = list(record.mail.values())
+        work = record.work
+        work.delivered, work.bounced = found.count("delivered"), found.count("bounced")
+        work.queued, work.lost = found.count("queued"), found.count("lost")
+        work.duplicated = len(ledger.duplicated)
+
+    def _summarise_load(self, record: RunRecord) -> None: ...
+
+
+def total(parts: Iterable[Work]) -> Work:
+    """The sum of what several doses did, with the ratios made anew."""
+    result = Work()
+    for part in parts:
+        for name in Work.__struct_fields__:
+            setattr(result, name, getattr(result, name) + getattr(part, name))
+    return with_ratios(result)
+
+
+def with_ratios(work: Work) -> Work:
+    work.messages_per_session_in = work.messages / work.sessions if work.sessions else 0.0
+    work.messages_per_session_out = work.messages_out / work.sessions_out if work.sessions_out else 0.0
+    return work
