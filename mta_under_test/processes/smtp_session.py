@@ -136,7 +136,7 @@ class Session:
                 self.trace(f"{type(event).__name__} -> {reply}")
             self.stream.write(self.machine.reply(reply))
             await self.stream.drain()
-            if isinstance(event, server.Quit):
+            if self.machine.state is server.State.CLOSED:
                 return
 
     async def _answer(self, event: server.Event) -> Reply:

@@ -53,7 +53,7 @@ class Session:
             await self._connect()
             await self._greet()
             ready = True
-            self.transfer.session_ready(self.relay)
+            self.transfer.session_ready(self.relay, self.route)
             while self.relay.tasks and self.accepted < MAX_MAILS:
                 await self._transact(self.relay.tasks.popleft())
             await self._command(self.machine.quit())

@@ -1,0 +1,122 @@
+"""The daemon of a test: started in a directory of its own, on ports that the kernel picks, and stopped by its PID."""
+
+from __future__ import annotations
+
+import os
+import re
+import smtplib
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+from mta_under_test.ipc.client import ControlClient, ControlError
+from mta_under_test.ipc.messages import Kind
+
+WAIT_S = 20.0
+
+
+def until(condition: Callable[[], object], what: str, timeout_s: float = WAIT_S) -> None:
+    """Wait for something that must come true."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {timeout_s:.0f} s: {what}"
+        time.sleep(0.01)
+
+
+class Smtpd:
+    """The daemon, its log, its control socket, and clients for it."""
+
+    def __init__(self, directory: Path, configuration: str, *arguments: str) -> None:
+        self.directory = directory
+        self.spool = directory / "spool"
+        self.socket = directory / "smtpd.sock"
+        self.log_path = directory / "log"
+        (directory / "smtpd.conf").write_text(configuration)
+        self._arguments = arguments
+        self.start()
+
+    def start(self) -> None:
+        with self.log_path.open("ab") as log:
+            began = log.tell()
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "mta_under_test.smtpd", "-d", "-f", self.directory / "smtpd.conf"]
+                + ["--spool", self.spool, "--socket", self.socket, *self._arguments],
+                stdout=log,
+                stderr=log,
+            )
+        until(lambda: " ready" in self.log()[began:] or self.process.poll() is not None, "smtpd is ready")
+        assert self.process.poll() is None, self.log()
+        self.ports = [int(port) for port in re.findall(r"listening on \S+ port (\d+)", self.log()[began:])]
+        self.family = [psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children()]
+
+    def log(self) -> str:
+        return self.log_path.read_text()
+
+    def smtp(self) -> smtplib.SMTP:
+        return smtplib.SMTP("127.0.0.1", self.ports[0], local_hostname="client.test", timeout=WAIT_S)
+
+    def control(self) -> ControlClient:
+        return ControlClient(self.socket)
+
+    def stats(self) -> dict[str, int]:
+        with self.control() as client:
+            return client.stats()
+
+    def pid_of(self, role: str) -> int:
+        (pid,) = (process.pid for process in self.family if process.cmdline()[0] == f"smtpd: {role}")
+        return pid
+
+    def descriptors(self, role: str) -> list[str]:
+        links = []
+        for entry in os.scandir(f"/proc/{self.pid_of(role)}/fd"):
+            try:
+                links.append(os.readlink(entry.path))
+            except FileNotFoundError:
+                continue
+        return links
+
+    def send(self, *recipients: str, sender: str = "a@sender.test", text: str = "Subject: hi\r\n\r\nhello\r\n") -> None:
+        with self.smtp() as client:
+            client.sendmail(sender, list(recipients), text)
+
+    def at_rest(self) -> bool:
+        stats = self.stats()
+        return not any(
+            stats[name]
+            for name in ("smtp.session", "scheduler.envelope.inflight", "scheduler.envelope.due", "mta.relay")
+        )
+
+    def smtpctl(self, *words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "mta_under_test.smtpctl", "--socket", str(self.socket), *words],
+            capture_output=True,
+            text=True,
+            timeout=WAIT_S,
+            check=False,
+        )
+
+    def stop(self) -> int:
+        try:
+            with self.control() as client:
+                client.ask(Kind.SHUTDOWN)
+        except ControlError:
+            self.process.terminate()
+        status = self.process.wait(WAIT_S)
+        _, alive = psutil.wait_procs(self.family, timeout=WAIT_S)
+        for process in alive:
+            process.kill()
+        assert not alive, "a process outlived the daemon"
+        return status
+
+
+CONFIGURATION = """
+listen on 127.0.0.1 port 0
+action "outbound" relay host smtp://127.0.0.1:{refusing}
+action "home" relay host smtp://127.0.0.1:{home}
+match from any for domain {{ "refused.test", "accepted.test" }} action "outbound"
+match from any for domain "sender.test" action "home"
+"""

@@ -1,0 +1,165 @@
+"""smtpctl: words, prefixes, refusals; and watching a daemon that runs, without stopping it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from harness.remote_mx.process import RemoteMX
+from mta_under_test import smtpctl
+from mta_under_test.ipc.client import ControlError
+from mta_under_test.ipc.messages import Kind
+from tests.processes.daemon import Smtpd, until
+
+
+@pytest.mark.parametrize(
+    ("words", "verb", "argument"),
+    [
+        ("show queue", "show queue", ""),
+        ("sh q", "show queue", ""),
+        ("show stat", None, ""),
+        ("sh sta", None, ""),
+        ("sh stats", "show stats", ""),
+        ("tr transfer", "trace", "transfer"),
+        ("pa m", "pause mta", ""),
+        ("sch all", "schedule", "all"),
+    ],
+)
+def test_words_may_be_shortened_while_they_are_unambiguous(words: str, verb: str | None, argument: str) -> None:
+    if verb is None:
+        with pytest.raises(smtpctl.UsageError, match="ambiguous: stats, status"):
+            smtpctl.find(words.split())
+    else:
+        found, given = smtpctl.find(words.split())
+        assert (found.words, given) == (verb, argument)
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        ("dance", "could be"),
+        ("show", "wants one of: envelope, message, queue, stats, status"),
+        ("show flowers", "could be envelope"),
+        ("remove", "wants EVPID"),
+        ("stop now", "takes no argument"),
+        ("trace smtp mta", "takes SUBSYSTEM"),
+    ],
+)
+def test_words_that_make_no_command_say_what_would(words: str, complaint: str) -> None:
+    with pytest.raises(smtpctl.UsageError, match=complaint):
+        smtpctl.find(words.split())
+
+
+def test_an_id_is_8_or_16_hex_digits() -> None:
+    assert smtpctl.identifier("0123abcd") == 0x0123ABCD
+    assert smtpctl.identifier("all", everything=True) == 0
+    for wrong in ("all", "123", "zzzzzzzz", ""):
+        with pytest.raises(smtpctl.UsageError, match="neither an envelope id"):
+            smtpctl.identifier(wrong)
+
+
+def test_without_a_daemon_it_says_so(tmp_path: object) -> None:
+    finished = subprocess.run(
+        [sys.executable, "-m", "mta_under_test.smtpctl", "--socket", f"{tmp_path}/none", "show", "stats"],
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+    assert finished.returncode == 1
+    assert "is smtpd running?" in finished.stderr
+
+
+@contextmanager
+def watching(smtpd: Smtpd, *words: str) -> Iterator[list[str]]:
+    """The lines that `smtpctl WORDS` prints while it runs."""
+    command = [sys.executable, "-m", "mta_under_test.smtpctl", "--socket", str(smtpd.socket), *words]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    lines: list[str] = []
+    assert process.stdout is not None
+    reader = threading.Thread(target=lambda: lines.extend(process.stdout or ()))
+    reader.start()
+    until(lambda: smtpd.stats()["control.watching"], "the daemon knows of the watcher")
+    try:
+        yield lines
+    finally:
+        process.terminate()
+        process.wait(10)
+        reader.join(10)
+        process.stdout.close()
+
+
+def test_a_trace_starts_and_ends_without_a_restart(smtpd: Smtpd, mx: RemoteMX) -> None:
+    with watching(smtpd, "trace", "transfer") as lines:
+        smtpd.send("x@accepted.test")
+        until(lambda: any("RCPT TO:<x@accepted.test>" in line for line in lines), "the dialogue in the trace")
+        assert all(line.startswith("transfer: ") for line in lines)
+    until(lambda: smtpd.stats()["control.watching"] == 0, "the watcher is forgotten")
+
+
+def test_untrace_ends_the_stream_of_every_watcher(smtpd: Smtpd) -> None:
+    with watching(smtpd, "trace", "smtp"), watching(smtpd, "trace", "smtp"):
+        until(lambda: smtpd.stats()["control.watching"] == 2, "two watchers")
+        assert smtpd.smtpctl("untrace", "smtp").returncode == 0
+        until(lambda: smtpd.stats()["control.watching"] == 0, "no watcher")
+
+
+def test_profile_imsg_names_both_processes_the_kind_the_bytes_and_the_time(smtpd: Smtpd) -> None:
+    with watching(smtpd, "profile", "imsg") as lines:
+        smtpd.send("x@accepted.test")
+        until(lambda: any("smtp -> queue COMMIT_MESSAGE" in line for line in lines), "a commit in the profile")
+        line = next(line for line in lines if "COMMIT_MESSAGE" in line)
+        assert line.split()[:5] == ["imsg:", "smtp", "->", "queue", "COMMIT_MESSAGE"]
+        assert line.split()[6] == "bytes"
+        assert float(line.split()[7]) > 0
+
+
+def test_profile_queue_times_the_disk(smtpd: Smtpd) -> None:
+    with watching(smtpd, "profile", "queue") as lines:
+        smtpd.send("x@accepted.test")
+        until(lambda: any("commit of 1 messages" in line for line in lines), "a commit in the profile")
+
+
+def test_monitor_counts(smtpd: Smtpd) -> None:
+    command = [sys.executable, "-m", "mta_under_test.smtpctl", "--socket", str(smtpd.socket), "monitor"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        header = process.stdout.readline().split()
+        assert len(header) == 13
+        smtpd.send("x@accepted.test")
+        counted = [dict(zip(header, map(int, process.stdout.readline().split()), strict=True)) for _ in range(3)]
+        assert sum(line["evp.enq"] for line in counted) == 1
+        assert sum(line["ok"] for line in counted) <= 1
+    finally:
+        process.terminate()
+        process.wait(10)
+        if process.stdout is not None:
+            process.stdout.close()
+
+
+def test_show_stats_and_log_levels(smtpd: Smtpd) -> None:
+    stats = dict(line.split("=") for line in smtpd.smtpctl("show", "stats").stdout.splitlines())
+    assert stats["smtp.session"] == "0"
+    assert "uptime" in stats
+    assert "imsg.queue.scheduler.bytes" in stats
+    assert smtpd.smtpctl("log", "verbose").stdout == "command succeeded\n"
+
+
+def test_the_daemon_refuses_what_it_does_not_know_and_stays_up(smtpd: Smtpd) -> None:
+    assert "there is imsg, smtp" in smtpd.smtpctl("trace", "nonsense").stderr
+    with smtpd.control() as client:
+        for kind in (Kind.BATCH, Kind.OK, Kind.SUBMIT):
+            with pytest.raises(ControlError, match="not a request"):
+                client.ask(kind)
+        with pytest.raises(ControlError):
+            client.ask(Kind.SHOW_ENVELOPE, 1 << 40)
+        client.tell(Kind.STATS)  # without a request id
+        with pytest.raises(ControlError):
+            client.stats()
+    assert smtpd.stats()
