@@ -16,17 +16,19 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
 from harness import __version__, mail
-from harness.detectors import growth, verdict
+from harness.detectors import verdict
 from harness.load.process import LoadError, LoadProcess
-from harness.load.tally import Tally
+from harness.load.tally import Tally, summary
 from harness.plan import PROFILES, Plan, Profile, Step
 from harness.probes import snapshot as probe
 from harness.probes.sampler import Sampler
-from harness.remote_mx.process import LedgerReport, RemoteMX, RemoteMXError
+from harness.remote_mx.ledger import LedgerReport
+from harness.remote_mx.process import RemoteMX, RemoteMXError
 from harness.scenario import Scenario
 from harness.targets import Rest, Target, TargetError
 from reports.record import Dose, Host, Incident, Judgement, RunRecord, Snapshot, TargetInfo, Work
@@ -35,6 +37,7 @@ REST_POLL_S = 0.02
 REST_POLLS = 3  # in a row that must look the same
 REST_TIMEOUT_S = 30.0
 DOSE_TIMEOUT_S = 120.0
+DEATH_SHOWS_S = 1.0
 SAMPLE_HZ = 10.0
 REFUSING, HOME = "refusing", "home"
 
@@ -72,7 +75,8 @@ class Experiment:
         self.directory = directory
         self._make_target = make_target
         self._progress = progress
-        self._plan = Plan(options.profile, options.units or scenario.first_dose, scenario.memory)
+        self._memory = scenario.memory and options.profile.rounds > 0
+        self._plan = Plan(options.profile, options.units or scenario.first_dose)
         self._units_done = 0
         self._units_planned = self._plan.units_before_memory
         self._accepted: set[str] = set()
@@ -105,7 +109,7 @@ class Experiment:
             sampler.stop()
             record.samples = sampler.samples
             self._probe_cpu_s += sampler.cpu_s
-        self._summarise_load(record)
+        record.load = summary(self._tallies)
         usage = resource.getrusage(resource.RUSAGE_SELF)
         record.harness.cpu_s = usage.ru_utime + usage.ru_stime
         record.harness.probe_cpu_s = self._probe_cpu_s
@@ -146,7 +150,7 @@ class Experiment:
                 alpha=self.options.alpha,
                 unit=self.scenario.unit,
                 profile=self.options.profile.name,
-                memory=self.scenario.memory,
+                memory=self._memory,
             ),
             promises=[msgspec.structs.replace(promise) for promise in self.scenario.promises],
         )
@@ -158,7 +162,7 @@ class Experiment:
             self._give(record, step)
             if step.phase == "warm-up":
                 self._check_early(record)
-        if not self._plan.memory:
+        if not self._memory:
             return
         if self.options.profile.stop_at_count_finding and verdict.judge(record).findings:
             return
@@ -166,7 +170,7 @@ class Experiment:
             self._units_planned += self._plan.units_of_round_0 << number
             for step in self._plan.memory_round(number):
                 self._give(record, step)
-            if growth.decided(record):
+            if verdict.decided(record):
                 return
 
     def _give(self, record: RunRecord, step: Step) -> None:
@@ -207,6 +211,12 @@ class Experiment:
                 self._mx.open_gate(REFUSING)
         self._tallies.append(tally)
         self._accepted.update(tally.accepted)
+        if tally.unfinished:
+            if (death := self._death()) is not None:
+                raise Cut(death)
+            errors = f": {'; '.join(tally.errors)}" if tally.errors else ""
+            text = f"{tally.unfinished} sessions of dose {number + 1} ended early{errors}"
+            raise Cut(Incident(kind="load", text=text, at=self._clock(), dose=number))
         if self.scenario.portion is not None:
             self._drain(f"unit {first + 1} of dose {number + 1}", polls=1)
         return tally
@@ -245,18 +255,26 @@ class Experiment:
     def _check_alive(self) -> None:
         for incident in self._target.deaths():
             incident.at = self._clock()
-            raise Cut(incident)
+            raise Cut(incident)  # the first tells it all: the others followed
 
-    def _explained(self, error: Exception) -> Incident:
-        """When a conversation broke off because the target died, the death is the incident."""
-        deadline = time.monotonic() + 1.0
-        while not (deaths := self._target.deaths()) and time.monotonic() < deadline:
+    def _death(self) -> Incident | None:
+        """A process of the target that died just now. When it took others with it, that takes a moment to show."""
+        deadline = time.monotonic() + DEATH_SHOWS_S
+        while not (deaths := self._target.deaths()):
+            if time.monotonic() > deadline:
+                return None
             time.sleep(REST_POLL_S)
-        if deaths:
-            deaths[0].at = self._clock()
-            return deaths[0]
-        kind = {LoadError: "load", RemoteMXError: "remote-mx"}.get(type(error), "target")
-        return Incident(kind=kind, text=str(error), at=self._clock())  # type: ignore[arg-type]
+        deaths[0].at = self._clock()
+        return deaths[0]
+
+    def _explained(self, error: TargetError | LoadError | RemoteMXError) -> Incident:
+        """When a conversation broke off because the target died, the death is the incident."""
+        if (death := self._death()) is not None:
+            return death
+        if isinstance(error, LoadError):
+            return Incident(kind="load", text=str(error), at=self._clock())
+        kind: Literal["remote-mx", "target"] = "remote-mx" if isinstance(error, RemoteMXError) else "target"
+        return Incident(kind=kind, text=str(error), at=self._clock())
 
     # ---- observing
 
@@ -315,8 +333,6 @@ class Experiment:
         work.delivered, work.bounced = found.count("delivered"), found.count("bounced")
         work.queued, work.lost = found.count("queued"), found.count("lost")
         work.duplicated = len(ledger.duplicated)
-
-    def _summarise_load(self, record: RunRecord) -> None: ...
 
 
 def total(parts: Iterable[Work]) -> Work:

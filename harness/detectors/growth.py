@@ -1,0 +1,291 @@
+"""growth: memory, by escalating rounds.
+
+Owns: the choice of metric, the three verdicts for each role, and whether one more round would help.
+Never: judges anything that can be counted one by one; reads anything but the record.
+
+A round is 16 doses of equal size; the next round's doses are twice as large. Each round gives a slope, in units of the
+metric for each unit of work, with its standard error (`slopes`).
+- CLEAN: the slope's upper 95 % bound is below the smallest growth that matters (0.02 objects, 16 bytes).
+- LEAK: the slope is above that, and it has not faded since the round before: more than 0.6 of it is still there though
+  the dose has doubled (a cache that fills as log n keeps 0.5, one that saturates less, a leak 1); and it is not one
+  event: without its largest single step at least half of it remains. The first round alone can never be a LEAK.
+- else INCONCLUSIVE: another round is needed. The first decision stands.
+
+Error rates: half of the run's alpha is for memory, divided by the number of roles judged; round k (from 1) spends
+2^-k of that, so the number of rounds need not be known. Measured by tests/detectors/test_detect_growth.py at alpha
+0.01, 8 roles, five rounds of 16 x 50 units doubling, level noise of 8 kB: no LEAK in 6 x 480 leak-free series (flat,
+AR(1), steps, sawtooth, log fill, high-water mark), all but one of them proven CLEAN; a leak of 256 bytes a unit is
+found in all of 6 x 480 series, one of 64 bytes in 97 of 100 of five worlds (a sawtooth of 150 kB hides it: 24 in 100,
+the others INCONCLUSIVE). The tests assert a little less, on fewer series.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from harness.detectors import wording
+from harness.detectors.quantiles import student_quantile, student_tail
+from harness.detectors.rests import DOSES_PER_ROUND
+from harness.detectors.slopes import Slope, slope, without_largest_step
+from reports.record import Dose, Finding, Process, RunRecord, Tested, Verdict
+
+ALPHA_SHARE = 0.5
+CLEAN_LEVEL = 0.95
+KEPT = 0.6  # of the slope of the round before
+KEPT_WITHOUT_STEP = 0.5  # of the slope itself
+POWER = 0.9
+
+OWED = "memory not judged: mail is still owed"
+COMES_AND_GOES = "memory not judged: its processes come and go"
+HARMLESS = (OWED, COMES_AND_GOES)  # reasons that say nothing against the rest of the run
+
+
+@dataclass(frozen=True)
+class Metric:
+    name: str  # in the record
+    label: str
+    noun: str  # "grows by 3 …"
+    least: float  # the smallest growth for each unit of work that matters
+    step: float  # what the level is counted in
+
+
+OBJECTS = Metric("python objects", "Python objects", "Python objects", 0.02, 1)
+PRIVATE_DIRTY = Metric("private dirty", "private memory", "bytes of private memory", 16.0, 4096)
+
+
+@dataclass(frozen=True)
+class Level:
+    """One role's memory over the finished rounds."""
+
+    role: str
+    pids: list[int]
+    metric: Metric
+    values: list[list[float]]  # by round, by dose
+
+
+@dataclass(frozen=True)
+class Judged:
+    findings: list[Finding] = field(default_factory=list)
+    tested: list[Tested] = field(default_factory=list)
+    reasons: list[str] = field(default_factory=list)  # that keep the whole run from a verdict
+    decided: bool = True  # another round would change nothing
+
+
+@dataclass(frozen=True)
+class _Decision:
+    verdict: Verdict
+    round: int
+    slopes: list[Slope]
+    chance: float = 1.0  # of a false alarm this strong, over all rounds and roles
+    smallest_visible: float = 0.0
+
+
+def decided(record: RunRecord) -> bool:
+    """Whether every role has its verdict, or can have none, so that another memory round would not help."""
+    return judge(record).decided
+
+
+def judge(record: RunRecord) -> Judged:
+    """Every role, judged by the finished rounds. Empty when the run was not to judge memory."""
+    if not record.judgement.memory:
+        return Judged()
+    rounds = finished_rounds(record)
+    if not rounds:
+        return Judged(reasons=["memory was not judged: no memory round was finished"], decided=False)
+    levels: list[Level] = []
+    tested: list[Tested] = []
+    for role in sorted({process.role for dose in _doses(rounds) for process in _living(dose)}):
+        level = _level(role, rounds)
+        if isinstance(level, Level):
+            levels.append(level)
+        else:
+            tested.append(
+                Tested(
+                    resource="memory",
+                    label="memory",
+                    role=role,
+                    metric="",
+                    verdict="inconclusive",
+                    unit=record.judgement.unit,
+                    reason=level,
+                )
+            )
+    work = _cumulative_work(rounds)
+    alpha = record.judgement.alpha * ALPHA_SHARE / max(1, len(levels))
+    findings: list[Finding] = []
+    undecided = False
+    for level in levels:
+        decision = _decide(level, work, alpha, len(levels))
+        undecided = undecided or decision.verdict == "inconclusive"
+        tested.append(_tested(record, level, decision, work))
+        if decision.verdict == "leak":
+            findings.append(_finding(record, rounds, level, decision))
+    reasons = [
+        f"memory of {each.role}: {each.reason}"
+        for each in tested
+        if each.verdict == "inconclusive" and each.reason not in HARMLESS
+    ]
+    return Judged(findings, sorted(tested, key=lambda each: each.role), reasons, not undecided)
+
+
+def finished_rounds(record: RunRecord) -> list[list[Dose]]:
+    """The doses of each finished round, in order; a round that was cut short is left out."""
+    by_round: dict[int, list[Dose]] = {}
+    for dose in record.doses:
+        if dose.phase == "memory":
+            by_round.setdefault(dose.round, []).append(dose)
+    return [doses for _, doses in sorted(by_round.items()) if len(doses) >= DOSES_PER_ROUND]
+
+
+def _level(role: str, rounds: Sequence[Sequence[Dose]]) -> Level | str:
+    """The role's series, or why it has none."""
+    doses = _doses(rounds)
+    rests = [[process for process in _living(dose) if process.role == role] for dose in doses]
+    if not all(dose.rested for dose in doses):
+        return "the target did not come to rest between its doses"
+    if not all(dose.units > 0 for dose in doses):
+        return "a dose of the memory phase did no work"
+    if len({dose.snapshot.backlog for dose in doses}) > 1:
+        return OWED
+    if not all(rests):
+        return COMES_AND_GOES
+    identities = [sorted((process.pid, process.started) for process in processes) for processes in rests]
+    changed = next((now for now in identities if now != identities[0]), None)
+    if changed is not None:
+        return f"its process changed from pid {_pids(identities[0])} to {_pids(changed)} between two doses"
+    metric = _metric([process for processes in rests for process in processes])
+    if metric is None:
+        return "it could not be read from outside, and no agent answered: run as the target's user or as root"
+    values = [
+        [sum(_reading(process, metric) for process in _living(dose) if process.role == role) for dose in doses]
+        for doses in rounds
+    ]
+    return Level(role, [pid for pid, _ in identities[0]], metric, values)
+
+
+def _doses(rounds: Sequence[Sequence[Dose]]) -> list[Dose]:
+    return [dose for doses in rounds for dose in doses]
+
+
+def _living(dose: Dose) -> list[Process]:
+    """A zombie has no memory."""
+    return [process for process in dose.snapshot.processes if process.state != "Z"]
+
+
+def _metric(readings: Sequence[Process]) -> Metric | None:
+    """The quietest metric that every reading has. Under PYTHONMALLOC=malloc the number of blocks is always 0."""
+    if all(process.agent is not None and process.agent.blocks > 0 for process in readings):
+        return OBJECTS
+    if all(process.memory.private_dirty > 0 for process in readings):
+        return PRIVATE_DIRTY
+    return None
+
+
+def _reading(process: Process, metric: Metric) -> float:
+    if metric is OBJECTS and process.agent is not None:
+        return process.agent.blocks
+    return process.memory.private_dirty
+
+
+def _pids(identities: Sequence[tuple[int, int]]) -> str:
+    return " ".join(str(pid) for pid, _ in identities)
+
+
+def _cumulative_work(rounds: Sequence[Sequence[Dose]]) -> list[list[float]]:
+    total = 0.0
+    work: list[list[float]] = []
+    for doses in rounds:
+        work.append([])
+        for dose in doses:
+            total += dose.units
+            work[-1].append(total)
+    return work
+
+
+def _decide(level: Level, work: Sequence[Sequence[float]], alpha: float, roles: int) -> _Decision:
+    """Round after round until one decides; `alpha` is this role's."""
+    slopes: list[Slope] = []
+    visible = 0.0
+    for number, (done, values) in enumerate(zip(work, level.values, strict=True)):
+        now = slope(done, values, level.metric.step)
+        slopes.append(now)
+        t_leak = student_quantile(1 - alpha / 2 ** max(number, 1), now.freedom)
+        visible = level.metric.least + (t_leak + student_quantile(POWER, now.freedom)) * now.error
+        if now.per_unit + student_quantile(CLEAN_LEVEL, now.freedom) * now.error < level.metric.least:
+            return _Decision("clean", number, slopes, smallest_visible=visible)
+        if number == 0:
+            continue
+        before = slopes[-2]
+        unfaded = now.per_unit - KEPT * before.per_unit
+        t = min(
+            (now.per_unit - level.metric.least) / now.error,
+            unfaded / math.hypot(now.error, KEPT * before.error),
+        )
+        rest = slope(done, without_largest_step(values), level.metric.step)
+        if t > t_leak and rest.per_unit >= KEPT_WITHOUT_STEP * now.per_unit:
+            chance = min(1.0, student_tail(t, now.freedom) * 2**number * roles)
+            return _Decision("leak", number, slopes, chance, visible)
+    return _Decision("inconclusive", len(slopes) - 1, slopes, smallest_visible=visible)
+
+
+def _interval(last: Slope) -> tuple[float, float]:
+    half = student_quantile(0.975, last.freedom) * last.error
+    return last.per_unit - half, last.per_unit + half
+
+
+def _tested(record: RunRecord, level: Level, decision: _Decision, work: Sequence[Sequence[float]]) -> Tested:
+    last = decision.slopes[-1]
+    low, high = _interval(last)
+    unit, metric = record.judgement.unit, level.metric
+    reason = ""
+    if decision.verdict == "inconclusive":
+        reason = (
+            f"after {work[-1][-1]:.0f} {wording.plural(unit)} it grows by {low:.3g} to {high:.3g} {metric.noun} "
+            f"for each; clean is proven below {metric.least:g}: give it more work (--profile standard or soak)"
+        )
+    return Tested(
+        resource="memory",
+        label=level.metric.label,
+        role=level.role,
+        metric=metric.name,
+        verdict=decision.verdict,
+        unit=unit,
+        rate=last.per_unit,
+        low=low,
+        high=high,
+        smallest_visible=decision.smallest_visible,
+        reason=reason,
+    )
+
+
+def _finding(record: RunRecord, rounds: Sequence[Sequence[Dose]], level: Level, decision: _Decision) -> Finding:
+    """The proof goes round by round: units of work, and the rise of the level from its first rest to its last."""
+    judged = range(decision.round + 1)
+    last = decision.slopes[-1]
+    low, high = _interval(last)
+    unit, noun = record.judgement.unit, level.metric.noun
+    by_round = ", ".join(f"{decision.slopes[number].per_unit:.3g} in round {number + 1}" for number in judged)
+    first = next(index for index, dose in enumerate(record.doses) if dose is rounds[0][0])
+    return Finding(
+        resource="memory",
+        kind=level.metric.name,
+        label=level.metric.label,
+        role=level.role,
+        pids=level.pids,
+        count=round(level.values[decision.round][-1] - level.values[0][0]),
+        unit=unit,
+        rate=last.per_unit,
+        low=low,
+        high=high,
+        confidence=1 - decision.chance,
+        first_dose=first,
+        dose_units=[sum(dose.units for dose in rounds[number][1:]) for number in judged],
+        survivors=[round(level.values[number][-1] - level.values[number][0]) for number in judged],
+        message=f"{level.role} grows by {last.per_unit:.3g} {noun} for each {unit}, and it does not fade: {by_round}",
+        advice=(
+            f"Look for what {level.role} adds to a dictionary, list or cache for each {unit} and never takes out; "
+            "a descriptor or session that is kept, if one is reported too, keeps its memory with it."
+        ),
+    )
