@@ -1,7 +1,8 @@
 """How much work in which order: warm-up, doubling doses for counts, escalating rounds for memory. Pure.
 
-The numbers come from measured detectors: four doubling doses after a warm-up prove a descriptor leak of one in ten,
-five one of one in fifty; a memory round is 16 equal doses, and a leak needs two rounds, the second of twice the dose.
+The numbers come from measured detectors (`tests/detectors`): four doubling doses after a warm-up prove a descriptor
+leak of one in ten, and with the doses of two memory rounds behind them one of one in fifty. A memory round is 16 equal
+doses; a leak of memory needs two, the second of twice the dose.
 """
 
 from __future__ import annotations
@@ -9,9 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from reports.record import Phase
-
-EPOCHS_A_ROUND = 16
+from reports.record import DOSES_PER_ROUND, Phase
 
 
 @dataclass(frozen=True)
@@ -42,14 +41,12 @@ class Step:
     phase: Phase
     units: int
     round: int = 0
-    last_of_round: bool = False
 
 
 @dataclass(frozen=True)
 class Plan:
     profile: Profile
     first_dose: int  # units of the scenario
-    memory: bool
 
     def counts(self) -> Iterator[Step]:
         for multiple in self.profile.warm_up:
@@ -60,8 +57,8 @@ class Plan:
     def memory_round(self, number: int) -> Iterator[Step]:
         """The 16 doses of escalating round `number`, from 0."""
         units = self.first_dose << number
-        for epoch in range(EPOCHS_A_ROUND):
-            yield Step("memory", units, number, epoch == EPOCHS_A_ROUND - 1)
+        for _ in range(DOSES_PER_ROUND):
+            yield Step("memory", units, number)
 
     @property
     def units_before_memory(self) -> int:
@@ -69,4 +66,4 @@ class Plan:
 
     @property
     def units_of_round_0(self) -> int:
-        return EPOCHS_A_ROUND * self.first_dose
+        return DOSES_PER_ROUND * self.first_dose

@@ -13,6 +13,7 @@ from typing import Literal
 import msgspec
 
 SCHEMA = 1
+DOSES_PER_ROUND = 16  # equal ones make a round of the memory phase; the next round's are twice as large
 
 Resource = Literal["descriptor", "socket", "memory", "process", "thread", "file", "counter", "mail", "task"]
 Verdict = Literal["clean", "leak", "inconclusive"]

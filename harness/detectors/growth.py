@@ -27,9 +27,8 @@ from dataclasses import dataclass, field
 
 from harness.detectors import wording
 from harness.detectors.quantiles import student_quantile, student_tail
-from harness.detectors.rests import DOSES_PER_ROUND
 from harness.detectors.slopes import Slope, slope, without_largest_step
-from reports.record import Dose, Finding, Process, RunRecord, Tested, Verdict
+from reports.record import DOSES_PER_ROUND, Dose, Finding, Process, RunRecord, Tested, Verdict
 
 ALPHA_SHARE = 0.5
 CLEAN_LEVEL = 0.95

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 from reports.record import Phase, RunRecord, Snapshot
 
-DOSES_PER_ROUND = 16  # of the memory phase; the experiment and the memory detector agree on it
 POOL_DOSES = 8  # doses of a memory round that count as one when identities are judged
 
 

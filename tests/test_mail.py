@@ -1,0 +1,36 @@
+"""What became of every accepted message."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness.mail import fates, in_spool
+
+ids = st.sets(st.sampled_from("abcdef"))
+
+
+@given(ids, ids, ids, ids)
+def test_every_accepted_message_has_exactly_one_fate_and_is_lost_only_if_nobody_has_it(
+    accepted: set[str], delivered: set[str], bounced: set[str], queued: set[str]
+) -> None:
+    found = fates(accepted, delivered, bounced, queued)
+    assert found.keys() == accepted
+    assert {name for name, fate in found.items() if fate == "lost"} == accepted - delivered - bounced - queued
+    assert {name for name, fate in found.items() if fate == "delivered"} == accepted & delivered
+
+
+def test_the_spool_is_read_by_message_id_of_the_header_alone(tmp_path: Path) -> None:
+    for msgid, text in {
+        "0a000001": b"Received: x\r\nMessage-Id: <one@test>\r\nSubject: s\r\n\r\nMessage-ID: <body@test>\r\n",
+        "0b000002": b"Message-ID: <two@test>\r\n\r\n",
+        "0b000003": b"Subject: none\r\n\r\nMessage-ID: <no@test>\r\n",
+    }.items():
+        directory = tmp_path / "queue" / msgid[:2] / msgid
+        directory.mkdir(parents=True)
+        (directory / "message").write_bytes(text)
+        (directory / f"{msgid}deadbeef").write_bytes(b"version: 1\n")
+    assert in_spool(tmp_path) == {"one@test", "two@test"}
+    assert in_spool(tmp_path / "none") == set()
