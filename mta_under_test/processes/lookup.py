@@ -58,6 +58,7 @@ class Lookup(Process):
         self.trace("rules", f"<{envelope.sender}> to <{envelope.rcpt}>: action {action.name}")
         envelope.dispatcher = action.name
         envelope.type = "mta" if isinstance(action, RelayAction) else "mda"
+        envelope.ttl = envelope.ttl if action.ttl_s is None else action.ttl_s
         self.trace("expand", f"<{envelope.rcpt}> is <{envelope.dest}>")
         self.tell("queue", Kind.SUBMIT_ENVELOPE, request, msgid, text=encode(envelope))
         self.tell("queue", Kind.COMMIT_ENVELOPES, request, msgid, text=peer.encode())

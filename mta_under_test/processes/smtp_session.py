@@ -251,10 +251,10 @@ class Session:
 
     def _received_header(self, transaction: Transaction) -> bytes:
         protocol = "ESMTP" if self.extended else "SMTP"
+        source = "" if self.listener.mask_src else f"from {self.hello} ({self.stream.peer[0]})\r\n\t"
         only_one = f"\r\n\tfor <{transaction.first_recipient}>" if self.machine.recipients == 1 else ""
         return (
-            f"Received: from {self.hello} ({self.stream.peer[0]})\r\n"
-            f"\tby {self.hostname} (Seatbelt) with {protocol} id {transaction.msgid:08x}{only_one};\r\n"
+            f"Received: {source}by {self.hostname} (Seatbelt) with {protocol} id {transaction.msgid:08x}{only_one};\r\n"
             f"\t{formatdate(localtime=True)}\r\n"
         ).encode()
 

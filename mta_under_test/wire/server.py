@@ -1,26 +1,68 @@
 """The server's side of SMTP (RFC 5321), without I/O: bytes in, events out, replies in, bytes out.
 
-Owns: the order of commands, their syntax, the limits, the end of the data. Everything that moves the state is here.
+Owns: the order of commands, the limits, pipelining. Everything that moves the state is here.
 Never: decides who may send to whom; the shell answers every event, and its reply's code moves the state.
 
     machine.receive(data)              # b"" is end of file
     event = machine.next_event()       # None: more bytes are needed, or the last event still waits for its reply
     out = machine.reply(Reply(250, "Ok", "2.0.0"))
 
-Pipelined commands (RFC 2920) stay in the buffer until the one before them has its reply. Lines end with CRLF, and with
-nothing else: neither LF.LF nor CR.CR ends the data, and a message with a bare CR or LF in it is refused as a whole, so
-that nobody can smuggle a second message past us (CVE-2023-51764).
+Pipelined commands (RFC 2920) stay in the buffer until the one before them has its reply.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 
-from mta_under_test.wire.address import AddressError, Mailbox, parse_path
+from mta_under_test.wire import command
+from mta_under_test.wire.command import Wrong
+from mta_under_test.wire.content import Unstuffing
+from mta_under_test.wire.events import (
+    Asked,
+    Body,
+    Closed,
+    Command,
+    Connected,
+    Data,
+    EndOfData,
+    Event,
+    Hello,
+    Help,
+    Mail,
+    Noop,
+    Quit,
+    Recipient,
+    Refused,
+    Reset,
+    Verify,
+)
 from mta_under_test.wire.reply import LocalError, Reply
+
+__all__ = [
+    "EXTENSIONS",
+    "Asked",
+    "Body",
+    "Closed",
+    "Command",
+    "Connected",
+    "Data",
+    "EndOfData",
+    "Event",
+    "Hello",
+    "Help",
+    "Limits",
+    "LocalError",
+    "Mail",
+    "Noop",
+    "Quit",
+    "Recipient",
+    "Refused",
+    "Reset",
+    "ServerMachine",
+    "State",
+    "Verify",
+]
 
 EXTENSIONS = ("8BITMIME", "ENHANCEDSTATUSCODES", "SIZE", "PIPELINING", "HELP")
 
@@ -36,7 +78,7 @@ class Limits:
 
 class State(Enum):
     CONNECTED = auto()  # not greeted yet
-    UNWELCOME = auto()  # greeted with a refusal: nothing but QUIT
+    UNWELCOME = auto()  # greeted with a refusal: nothing but QUIT (RFC 5321 §3.1)
     GREETED = auto()
     READY = auto()  # EHLO or HELO was accepted
     TRANSACTION = auto()  # MAIL was accepted
@@ -44,98 +86,10 @@ class State(Enum):
     CLOSED = auto()  # end of file, or we said 221 or 421: nothing that still arrives is read
 
 
-@dataclass(frozen=True)
-class Connected:
-    """A client is there; the reply is the greeting."""
-
-
-@dataclass(frozen=True)
-class Hello:
-    name: str
-    extended: bool  # EHLO, not HELO
-
-
-@dataclass(frozen=True)
-class Mail:
-    sender: Mailbox | None  # None: the null sender
-    parameters: dict[str, str]  # names in capitals
-
-
-@dataclass(frozen=True)
-class Recipient:
-    mailbox: Mailbox
-    parameters: dict[str, str]
-
-
-@dataclass(frozen=True)
-class Data:
-    """The reply is 354, or a refusal."""
-
-
-@dataclass(frozen=True)
-class Body:
-    """A piece of the message, dots unstuffed, line ends kept. Takes no reply."""
-
-    chunk: bytes
-
-
-@dataclass(frozen=True)
-class EndOfData:
-    """The message is whole and within its limits; a positive reply accepts responsibility for it."""
-
-
-@dataclass(frozen=True)
-class Reset:
-    pass
-
-
-@dataclass(frozen=True)
-class Noop:
-    pass
-
-
-@dataclass(frozen=True)
-class Verify:
-    argument: str
-
-
-@dataclass(frozen=True)
-class Help:
-    argument: str
-
-
-@dataclass(frozen=True)
-class Quit:
-    pass
-
-
-@dataclass(frozen=True)
-class Refused:
-    """The machine found the error itself; the shell answers with `reply`, or with another refusal.
-
-    `ends_data`: it stands in the place of `EndOfData`. The message is too big or malformed, what came of it as `Body`
-    is to be thrown away, and the transaction is over.
-    """
-
-    reply: Reply
-    line: bytes
-    ends_data: bool = False
-
-
-@dataclass(frozen=True)
-class Closed:
-    """End of file: the peer is gone. Takes no reply."""
-
-    in_transaction: bool  # after MAIL, the data included
-    in_data: bool
-
-
-Asked = Connected | Hello | Mail | Recipient | Data | EndOfData | Reset | Noop | Verify | Help | Quit | Refused
-Event = Asked | Body | Closed
-
 # Where an event may occur, and where a positive reply to it leads. A refusal leaves the state alone, except that a
 # refused greeting makes UNWELCOME, any reply to the end of the data ends the transaction, and 421 closes everything.
 _SPOKEN = (State.GREETED, State.READY, State.TRANSACTION)
+_ANYTIME = {state: state for state in _SPOKEN}
 _TRANSITIONS: dict[type[Asked], dict[State, State]] = {
     Connected: {State.CONNECTED: State.GREETED},
     Hello: dict.fromkeys(_SPOKEN, State.READY),
@@ -143,24 +97,19 @@ _TRANSITIONS: dict[type[Asked], dict[State, State]] = {
     Recipient: {State.TRANSACTION: State.TRANSACTION},
     Data: {State.TRANSACTION: State.DATA},
     EndOfData: {State.DATA: State.READY},
-    Reset: {State.GREETED: State.GREETED, State.READY: State.READY, State.TRANSACTION: State.READY},
-    Noop: {state: state for state in _SPOKEN},
-    Verify: {state: state for state in _SPOKEN},
-    Help: {state: state for state in _SPOKEN},
+    Reset: {**_ANYTIME, State.TRANSACTION: State.READY},
+    Noop: _ANYTIME,
+    Verify: _ANYTIME,
+    Help: _ANYTIME,
     Quit: dict.fromkeys((*_SPOKEN, State.UNWELCOME), State.CLOSED),
 }
-
-_NOT_IMPLEMENTED = frozenset({"AUTH", "BDAT", "EXPN", "ETRN", "SAML", "SEND", "SOML", "STARTTLS", "TURN"})
-_NOT_PRINTABLE = re.compile(rb"[^\t -~]")
-_PARAMETER = re.compile(r"([A-Za-z0-9][A-Za-z0-9-]*)(?:=([!-<>-~]*))?")  # esmtp-param, RFC 5321 §4.1.2
-_END = b"\r\n.\r\n"
+_OUT_OF_ORDER = {
+    State.UNWELCOME: "You were turned away; send QUIT",
+    State.GREETED: "Send EHLO or HELO first",
+    State.READY: "Send MAIL first",
+    State.TRANSACTION: "Finish this transaction, or send RSET",
+}
 _QUOTED_BYTES = 128  # of a line, in Refused
-
-
-class _Wrong(Exception):
-    def __init__(self, code: int, enhanced: str, text: str) -> None:
-        super().__init__(text)
-        self.reply = Reply(code, text, enhanced)
 
 
 class ServerMachine:
@@ -175,21 +124,9 @@ class ServerMachine:
         self._buffer = bytearray()
         self._ended = False
         self._asked: Asked | None = None  # the event that waits for its reply
-        self._extended = False
-        self._skipping = False  # the rest of a command line that was too long
-        self._content = _Content(self._limits)
-        self._commands: dict[str, Callable[[str], Asked]] = {
-            "EHLO": lambda argument: self._hello(argument, extended=True),
-            "HELO": lambda argument: self._hello(argument, extended=False),
-            "MAIL": self._mail,
-            "RCPT": self._recipient,
-            "DATA": lambda argument: _alone(Data(), argument),
-            "RSET": lambda argument: _alone(Reset(), argument),
-            "QUIT": lambda argument: _alone(Quit(), argument),
-            "NOOP": lambda argument: Noop(),
-            "VRFY": Verify,
-            "HELP": Help,
-        }
+        self._mail_parameters: tuple[str, ...] = ()  # that MAIL may have
+        self._overlong = False  # the buffer holds the beginning of a command line that is too long
+        self._content = Unstuffing()
 
     # ---- the shell's side
 
@@ -201,36 +138,36 @@ class ServerMachine:
             self._buffer += data
 
     def next_event(self) -> Event | None:
-        """The next thing that the peer did; None: more bytes are needed, or a reply is owed."""
+        """The next thing that the peer did. None: more bytes are needed, or a reply is owed."""
         if self._asked is not None:
             return None
         event = self._next()
         if event is None and self._ended:
             in_data = self.state is State.DATA
             closed = Closed(in_data or self.state is State.TRANSACTION, in_data)
-            self.state = State.CLOSED
+            self._close()
             return closed
-        if event is not None and not isinstance(event, Body | Closed):
+        if event is not None and not isinstance(event, Body):
             self._asked = event
         return event
 
     def reply(self, reply: Reply) -> bytes:
-        """Answer the event in hand: the bytes to send. Raises LocalError when there is none, or it takes no such reply."""
-        asked, state = self._asked, self.state
+        """Answer the event in hand; gives the bytes to send. Raises LocalError if it takes no such reply."""
+        asked = self._asked
         if asked is None:
             raise LocalError(f"nothing was asked that {str(reply)!r} could answer")
-        if reply.positive and (isinstance(asked, Refused) or (300 <= reply.code < 400) != isinstance(asked, Data)):
+        if reply.positive and (isinstance(asked, Refused) or (reply.code >= 300) != isinstance(asked, Data)):
             raise LocalError(f"{str(reply)!r} cannot answer {type(asked).__name__}")
         self._asked = None
-        if reply.code == 421:
-            self._close()
-        elif reply.positive:
-            self.state = _TRANSITIONS[type(asked)][state]
+        if reply.positive:
+            self.state = _TRANSITIONS[type(asked)][self.state]
             self._accepted(asked)
         elif isinstance(asked, Connected):
             self.state = State.UNWELCOME
-        elif state is State.DATA:
+        elif self.state is State.DATA:
             self.state = State.READY
+        if reply.code == 421 or self.state is State.CLOSED:
+            self._close()
         if "ENHANCEDSTATUSCODES" not in self.extensions:
             reply = replace(reply, enhanced="")
         return reply.encode()
@@ -241,25 +178,21 @@ class ServerMachine:
         offered = (size if name == "SIZE" else name for name in self.extensions)
         return Reply(250, (f"{hostname} Hello {greeting_name}, pleased to meet you", *offered))
 
-    # ---- what a positive reply does
-
     def _accepted(self, asked: Asked) -> None:
         match asked:
-            case Hello(extended=extended):
-                self._extended = extended
+            case Hello():
+                offered = (name for name in command.MAIL_PARAMETERS if name != "SIZE" or name in self.extensions)
+                self._mail_parameters = tuple(offered) if asked.extended else ()
                 self.recipients = 0
             case Mail() | Reset():
                 self.recipients = 0
             case Recipient():
                 self.recipients += 1
             case Data():
-                self._content = _Content(self._limits)
-                # The line end before the first byte of the content belongs to the command, but counts for "CRLF.CRLF".
-                self._buffer[:0] = b"\r\n"
+                self._content = Unstuffing()
+                self._buffer[:0] = b"\r\n"  # the line end of DATA itself, which an end may follow at once
             case EndOfData():
                 self.messages += 1
-            case Quit():
-                self._close()
 
     def _close(self) -> None:
         self.state = State.CLOSED
@@ -268,31 +201,76 @@ class ServerMachine:
     # ---- bytes to events
 
     def _next(self) -> Asked | Body | None:
-        if self.state is State.CONNECTED:
-            return Connected()
-        if self.state is State.CLOSED:
+        match self.state:
+            case State.CONNECTED:
+                return Connected()
+            case State.CLOSED:
+                return None
+            case State.DATA:
+                return self._next_of_data()
+        line = self._next_line()
+        if line is None:
             return None
-        if self.state is State.DATA:
-            return self._next_of_data()
-        return self._next_command()
+        try:
+            return self._command(line)
+        except Wrong as wrong:
+            return Refused(wrong.reply, line[:_QUOTED_BYTES].rstrip(b"\r\n"))
 
     def _next_of_data(self) -> Body | EndOfData | Refused | None:
-        chunk, ended = self._content.take(self._buffer)
-        if chunk:
-            if ended:  # the end stays in the buffer for the next call, as an end without content before it
-                self._buffer[:0] = _END
-            return Body(chunk)
-        if not ended:
-            return None
-        if (wrong := self._content.wrong()) is not None:
-            return Refused(wrong, b"", ends_data=True)
-        return EndOfData()
+        content = self._content
+        if not content.ended:
+            chunk = content.take(self._buffer)
+            if chunk and self._wrong_with_content() is None:
+                return Body(chunk)
+            if not content.ended:
+                return None
+        wrong = self._wrong_with_content()
+        return EndOfData() if wrong is None else Refused(wrong, b"", ends_data=True)
 
-    def _next_command(self) -> Asked | None:
-        end = self._buffer.find(b"\n")
-        too_long = self._skipping or max(end + 1, len(self._buffer) if end < 0 else 0) > self._limits.command_bytes
-        line = bytes(self._buffer[: self._limits.command_bytes if end < 0 else end + 1])
-        if end >= 0:
-            del self._buffer[: end + 1]
-            self._skipping = False
+    def _wrong_with_content(self) -> Reply | None:
+        content, limits = self._content, self._limits
+        if content.size_bytes > limits.message_bytes:
+            return self._too_big().reply
+        if content.has_bare:
+            return Reply(550, "A line of a message ends with CR LF; neither stands alone", "5.6.11")
+        if content.longest_line_bytes > limits.data_line_bytes:
+            return Reply(500, f"A line of the message has more than {limits.data_line_bytes} bytes", "5.6.0")
         return None
+
+    def _next_line(self) -> bytes | None:
+        """A command line with its end. A line without end is cut, so that it cannot fill the memory."""
+        end = self._buffer.find(b"\n")
+        if end < 0:
+            if len(self._buffer) > self._limits.command_bytes:
+                self._overlong = True
+                del self._buffer[_QUOTED_BYTES:]
+            return None
+        line = bytes(self._buffer[: end + 1])
+        del self._buffer[: end + 1]
+        return line
+
+    def _command(self, line: bytes) -> Command:
+        overlong, self._overlong = self._overlong, False
+        if overlong or len(line) > self._limits.command_bytes:
+            raise Wrong(500, "5.5.2", "Line too long")
+        verb, argument = command.split(line)
+        if self.state not in _TRANSITIONS[command.KINDS[verb]]:
+            raise Wrong(503, "5.5.1", _OUT_OF_ORDER[self.state])
+        event = command.parse(verb, argument, self._mail_parameters)
+        self._check_limits(event)
+        return event
+
+    def _check_limits(self, event: Command) -> None:
+        match event:
+            case Mail():
+                if self.messages >= self._limits.messages:
+                    raise Wrong(452, "4.5.3", "Too many messages in this session")
+                if int(event.parameters.get("SIZE", "0")) > self._limits.message_bytes:
+                    raise self._too_big()
+            case Recipient() if self.recipients >= self._limits.recipients:
+                raise Wrong(452, "4.5.3", "Too many recipients")
+            case Data() if not self.recipients:
+                raise Wrong(503, "5.5.1", "No valid recipients")
+
+    def _too_big(self) -> Wrong:
+        return Wrong(552, "5.3.4", f"Message too big: {self._limits.message_bytes} bytes are allowed")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import smtplib
 import socket
 import subprocess
 import sys
@@ -23,6 +22,12 @@ StartSmtpd = Callable[..., Smtpd]
 
 def message(number: int) -> str:
     return f"Message-ID: <{number}@sender.test>\r\nSubject: {number}\r\n\r\nhello\r\n.dot\r\n"
+
+
+def warm_up(smtpd: Smtpd) -> None:
+    """libuv opens a reserve descriptor at the first connection; what is counted comes after it."""
+    smtpd.send("x@accepted.test")
+    until(smtpd.at_rest, "rest")
 
 
 def test_every_role_is_a_process_that_ps_can_name(smtpd: Smtpd) -> None:
@@ -116,6 +121,7 @@ def test_a_session_carries_a_hundred_accepted_messages_and_no_more(smtpd: Smtpd,
 def test_no_way_of_refusing_loses_mail_or_keeps_a_descriptor(
     smtpd: Smtpd, mx: RemoteMX, policy: str, bounced: bool
 ) -> None:
+    warm_up(smtpd)
     before = sorted(smtpd.descriptors("transfer"))
     mx.set_policy("refusing", policy)
     for number in range(3):
@@ -123,7 +129,7 @@ def test_no_way_of_refusing_loses_mail_or_keeps_a_descriptor(
     if bounced:
         until(lambda: len(mx.ledger().bounced) == 3, "three bounces")
     else:
-        until(lambda: smtpd.stats()["scheduler.delivery.tempfail"] >= 3, "three put off")
+        until(lambda: smtpd.stats().get("scheduler.delivery.tempfail", 0) >= 3, "three put off")
         assert len(list(smtpd.spool.glob("queue/*/*/message"))) == 3
     until(smtpd.at_rest, "rest")
     until(lambda: sorted(smtpd.descriptors("transfer")) == before, "transfer's descriptors as before")
@@ -169,6 +175,7 @@ def test_pipelined_commands_are_answered_in_order_even_before_a_half_close(smtpd
 
 
 def test_a_client_that_vanishes_in_mid_message_leaves_nothing(smtpd: Smtpd) -> None:
+    warm_up(smtpd)
     before = {role: sorted(smtpd.descriptors(role)) for role in ("smtp", "queue")}
     for rest in (b"", b"RCPT TO:<x@accepted.test>\r\n", b"RCPT TO:<x@accepted.test>\r\nDATA\r\nSubject: cut off\r\n"):
         with socket.create_connection(("127.0.0.1", smtpd.ports[0]), timeout=10) as client:
@@ -286,5 +293,4 @@ def test_smtplib_sees_the_extensions(smtpd: Smtpd) -> None:
         assert client.has_extn("enhancedstatuscodes")
         assert client.has_extn("pipelining")
         assert int(client.esmtp_features["size"]) == 35 << 20
-        with pytest.raises(smtplib.SMTPSenderRefused, match="552"):
-            client.sendmail("a@sender.test", ["x@accepted.test"], "x", mail_options=[f"SIZE={36 << 20}"])
+        assert client.docmd("MAIL", f"FROM:<a@sender.test> SIZE={36 << 20}")[0] == 552

@@ -1,0 +1,120 @@
+"""What sessions did, one by one and added up to what a dose did. Pure.
+
+A session's outcome says what each command was answered; a tally adds outcomes up and forgets the single commands: a
+dose of any size costs its Message-IDs and one small histogram.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import msgspec
+
+from harness.scenario import SessionPlan
+from reports.record import Load
+
+MOST_ERRORS = 5  # different texts that a tally keeps
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """One session to be held. Its name is unique, and begins the Message-IDs of its messages."""
+
+    name: str
+    plan: SessionPlan
+    deadline: float  # on time.monotonic(); what is not done by then is cut off
+
+
+class Exchange(NamedTuple):
+    """One command and its answer, timed on the thread that waited for it."""
+
+    name: str  # CONNECT EHLO MAIL RCPT DATA RSET QUIT
+    began: float  # time.time()
+    took_s: float
+    error: str = ""  # what was wrong; empty: answered as expected, be it with a refusal
+
+
+@dataclass
+class Outcome:
+    """What became of one session."""
+
+    exchanges: list[Exchange] = field(default_factory=list)
+    greeted: bool = False
+    finished: bool = False  # every message of the plan was tried
+    messages: int = 0  # tried
+    accepted: list[str] = field(default_factory=list)  # Message-IDs, without the angle brackets
+    refused_recipients: int = 0  # RCPT answered 5xx
+
+
+class Tally(msgspec.Struct, tag=True):
+    """What a dose, or a portion of one, did."""
+
+    dose: int = 0
+    units: int = 0
+    took_s: float = 0.0
+    sessions: int = 0  # greeted
+    unfinished: int = 0  # sessions that ended early or never began: the dose was not exact
+    messages: int = 0
+    accepted: list[str] = []  # Message-IDs
+    refused_recipients: int = 0
+    commands: int = 0
+    failures: int = 0  # commands not answered as the scenario expects
+    errors: list[str] = []  # the first few different texts
+    latency_us: dict[int, int] = {}  # commands by what they took, rounded to two digits
+
+    def add(self, outcome: Outcome) -> None:
+        self.sessions += outcome.greeted
+        self.unfinished += not outcome.finished
+        self.messages += outcome.messages
+        self.accepted += outcome.accepted
+        self.refused_recipients += outcome.refused_recipients
+        self.commands += len(outcome.exchanges)
+        for exchange in outcome.exchanges:
+            bucket = _bucket_us(exchange.took_s)
+            self.latency_us[bucket] = self.latency_us.get(bucket, 0) + 1
+            if exchange.error:
+                self.failures += 1
+                _keep(self.errors, f"{exchange.name}: {exchange.error}")
+
+
+def summary(tallies: Iterable[Tally]) -> Load:
+    """The load of a whole run, as its record tells it."""
+    load = Load()
+    latency_us: Counter[int] = Counter()
+    commands, took_s = 0, 0.0
+    for tally in tallies:
+        commands += tally.commands
+        took_s += tally.took_s
+        load.failures += tally.failures
+        latency_us.update(tally.latency_us)
+        for error in tally.errors:
+            _keep(load.errors, error)
+    if commands:
+        load.requests_per_s = commands / took_s if took_s else 0.0
+        load.response_ms = {"p50": percentile_ms(latency_us, 0.50), "p99": percentile_ms(latency_us, 0.99)}
+    return load
+
+
+def percentile_ms(latency_us: dict[int, int], fraction: float) -> float:
+    """The smallest bucket that at least `fraction` of the commands do not exceed; 0 without commands."""
+    wanted = fraction * sum(latency_us.values())
+    seen = 0
+    for bucket, count in sorted(latency_us.items()):
+        seen += count
+        if seen >= wanted:
+            return bucket / 1000
+    return 0.0
+
+
+def _bucket_us(took_s: float) -> int:
+    """Microseconds to two significant digits: at most 5 % off, and 90 buckets a decade."""
+    took_us = round(took_s * 1e6)
+    return round(took_us, 2 - len(str(took_us)))
+
+
+def _keep(errors: list[str], text: str) -> None:
+    if len(errors) < MOST_ERRORS and text not in errors:
+        errors.append(text)

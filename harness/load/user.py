@@ -1,0 +1,145 @@
+"""The locust user: takes a ticket, has its session held on the bridge, and tells locust what every command took.
+
+Importing this imports locust, and with it gevent's patches, unless LOCUST_SKIP_MONKEY_PATCH is set.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import secrets
+import time
+from functools import partial
+from random import Random
+from typing import Any, ClassVar, Protocol
+from urllib.parse import urlsplit
+
+from locust import User, events, task
+from locust.exception import StopUser
+
+from harness.load.bridge import Bridge, BridgeError
+from harness.load.session import hold
+from harness.load.tally import Outcome, Ticket
+from harness.scenario import Scenario
+
+log = logging.getLogger(__name__)
+
+SMTP_PORT = 25
+SESSION_TIMEOUT_S = 120.0  # of a plain locustfile's session; a dose has its own
+
+
+class Unexpected(Exception):
+    """What locust lists as the failure of a command."""
+
+
+class Source(Protocol):
+    """Where users get their tickets, and where the outcomes go."""
+
+    def take(self) -> Ticket:
+        """The next session to be held; the greenlet may sleep until there is one."""
+
+    def give(self, outcome: Outcome) -> None: ...
+
+
+class MailUser(User):
+    """Holds one session after the other, as its source has them."""
+
+    abstract = True
+    source: ClassVar[Source]
+    bridge: ClassVar[Bridge | None] = None  # one for all users of the process, while a test runs
+
+    def on_start(self) -> None:
+        self._address = address_of(self.host or "")
+
+    @task
+    def hold_a_session(self) -> None:
+        ticket = self.source.take()
+        try:
+            if MailUser.bridge is None:
+                raise BridgeError("no test is running")
+            outcome = MailUser.bridge.run(partial(hold, self._address, ticket))
+        except BridgeError as error:
+            log.error("a user ends: %s", error)
+            raise StopUser from error
+        for exchange in outcome.exchanges:
+            self.environment.events.request.fire(
+                request_type="SMTP",
+                name=exchange.name,
+                response_time=exchange.took_s * 1000,
+                response_length=0,
+                exception=Unexpected(exchange.error) if exchange.error else None,
+                context={},
+                start_time=exchange.began,
+            )
+        self.source.give(outcome)
+
+
+class Endless:
+    """A scenario's sessions without end, for a plain locustfile."""
+
+    def __init__(self, scenario: Scenario) -> None:
+        self._scenario = scenario
+        self._numbers = itertools.count()
+        self._run = ""
+
+    def take(self) -> Ticket:
+        # Not before the first ticket: locust may have forked worker processes, which must not share a name.
+        self._run = self._run or secrets.token_hex(6)
+        number = next(self._numbers)
+        plan = self._scenario.session(Random(f"{self._run} {number}"), self._scenario.units_per_session)
+        return Ticket(f"{self._run}.{number}", plan, time.monotonic() + SESSION_TIMEOUT_S)
+
+    def give(self, outcome: Outcome) -> None:
+        """Locust has already counted it."""
+
+
+def user_of(scenario: Scenario, source: Source) -> type[MailUser]:
+    """A user class that locust can spawn, called after the scenario."""
+    name = "".join(word.capitalize() for word in scenario.name.replace("_", "-").split("-"))
+    return type(name, (MailUser,), {"source": source, "abstract": False})
+
+
+def endless(scenario: Scenario) -> type[MailUser]:
+    """The user class of a plain locustfile."""
+    return user_of(scenario, Endless(scenario))
+
+
+def address_of(host: str) -> tuple[str, int]:
+    """(host, port) of `smtp://HOST[:PORT]` or `HOST[:PORT]`; the port is 25 if not given. Raises ValueError."""
+    parts = urlsplit(host if "//" in host else f"smtp://{host}")
+    try:
+        port = parts.port
+    except ValueError:
+        port = 0
+    if parts.scheme != "smtp" or not parts.hostname or port == 0 or parts.path.strip("/"):
+        raise ValueError(f"--host {host!r} is no mail server: give smtp://HOST:PORT, as in smtp://127.0.0.1:2525")
+    return parts.hostname, port or SMTP_PORT
+
+
+def _check_host(environment: Any, **_: Any) -> None:
+    """At the start of locust: a wrong --host ends it, rather than every user with a traceback."""
+    options = environment.parsed_options
+    if options is None or not any(issubclass(user, MailUser) for user in environment.user_classes):
+        return
+    if options.headless or environment.host:
+        try:
+            address_of(environment.host or "")
+        except ValueError as error:
+            raise SystemExit(str(error)) from None
+
+
+def _open_bridge(**_: Any) -> None:
+    # Now and not on import: locust has forked its worker processes by now.
+    MailUser.bridge = Bridge()
+
+
+def _close_bridge(**_: Any) -> None:
+    # Locust has stopped its users by now; sessions that were cut off are waited for.
+    if MailUser.bridge is not None:
+        MailUser.bridge.stop()
+        MailUser.bridge = None
+
+
+events.init.add_listener(_check_host)  # type: ignore[no-untyped-call]
+events.test_start.add_listener(_open_bridge)  # type: ignore[no-untyped-call]
+events.test_stop.add_listener(_close_bridge)  # type: ignore[no-untyped-call]

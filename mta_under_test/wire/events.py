@@ -1,0 +1,99 @@
+"""What a client does to an SMTP server, one immutable value each: what the server machine hands to its shell."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mta_under_test.wire.address import Mailbox
+from mta_under_test.wire.reply import Reply
+
+
+@dataclass(frozen=True)
+class Connected:
+    """A client is there; the reply is the greeting."""
+
+
+@dataclass(frozen=True)
+class Hello:
+    name: str
+    extended: bool  # EHLO, not HELO
+
+
+@dataclass(frozen=True)
+class Mail:
+    sender: Mailbox | None  # None: the null sender
+    parameters: dict[str, str]  # names in capitals: SIZE, BODY, AUTH
+
+
+@dataclass(frozen=True)
+class Recipient:
+    mailbox: Mailbox
+    parameters: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Data:
+    """The reply is 354, or a refusal."""
+
+
+@dataclass(frozen=True)
+class Body:
+    """A piece of the message, dots unstuffed, line ends kept. Takes no reply."""
+
+    chunk: bytes
+
+
+@dataclass(frozen=True)
+class EndOfData:
+    """The message is whole and within its limits; a positive reply accepts responsibility for it."""
+
+
+@dataclass(frozen=True)
+class Reset:
+    pass
+
+
+@dataclass(frozen=True)
+class Noop:
+    pass
+
+
+@dataclass(frozen=True)
+class Verify:
+    argument: str
+
+
+@dataclass(frozen=True)
+class Help:
+    argument: str
+
+
+@dataclass(frozen=True)
+class Quit:
+    pass
+
+
+@dataclass(frozen=True)
+class Refused:
+    """The machine found the error itself; the shell answers with `reply`, or with another refusal.
+
+    `ends_data`: it stands in the place of `EndOfData`. The message is too big or malformed, what came of it as `Body`
+    is to be thrown away, and the transaction is over.
+    """
+
+    reply: Reply
+    line: bytes  # the beginning of the command line, without its end
+    ends_data: bool = False
+
+
+@dataclass(frozen=True)
+class Closed:
+    """End of file: the peer is gone. Takes no reply."""
+
+    in_transaction: bool  # after MAIL, the data included
+    in_data: bool
+
+
+Command = Hello | Mail | Recipient | Data | Reset | Noop | Verify | Help | Quit
+Asked = Command | Connected | EndOfData | Refused  # what a reply is owed for
+Event = Asked | Body | Closed

@@ -1,0 +1,204 @@
+"""Whole runs against the real MTA: what leaks is found and named, what does not is clean, whatever happens is told."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from harness import scenario as scenarios
+from harness.experiment import Experiment, Options
+from harness.plan import Profile
+from harness.scenario import Scenario
+from harness.targets.embedded import Embedded
+from reports.record import Finding, RunRecord
+
+COUNTS = Profile("counts", warm_up=(1,), counts=(1, 2, 4), rounds=0, stop_at_count_finding=True)
+DELETED = "message file (deleted)"
+
+
+class Run:
+    """An experiment that a test can reach into while it runs."""
+
+    def __init__(self, directory: Path, scenario: Scenario, options: Options, defects: tuple[str, ...] = ()) -> None:
+        self.on_progress: Callable[[str], None] = lambda text: None
+        self.target: Embedded | None = None
+
+        def make(where: Path, ports: dict[str, int]) -> Embedded:
+            self.target = Embedded(where, ports, version="test", defects=defects, seed=options.seed)
+            return self.target
+
+        self.experiment = Experiment(scenario, make, directory, options, lambda text, *_: self.on_progress(text))
+
+    def __call__(self) -> RunRecord:
+        before = set(psutil.Process().children(recursive=True))
+        record = self.experiment.run()
+        left = set(psutil.Process().children(recursive=True)) - before
+        assert not left, "the run left processes behind"
+        return record
+
+
+def rejected(promises: bool = False) -> Scenario:
+    scenario = scenarios.load("rejected-reuse")
+    return scenario if promises else replace(scenario, promises=())
+
+
+def descriptor_finding(record: RunRecord) -> Finding:
+    (finding,) = (finding for finding in record.findings if finding.resource == "descriptor")
+    return finding
+
+
+# ---- the refusal matrix: the real daemon of January 2013 behaved exactly so
+
+
+@pytest.mark.parametrize(
+    ("policy", "label"),
+    [
+        ("rcpt=550", DELETED),
+        ("rcpt=450", "message file"),
+        ("mail=550", DELETED),
+        ("data=550", DELETED),
+        ("end=550", None),
+        ("", None),
+    ],
+)
+def test_with_the_defect_refusals_before_the_body_leak(tmp_path: Path, policy: str, label: str | None) -> None:
+    options = Options(profile=COUNTS, refuses=policy)
+    record = Run(tmp_path, rejected(), options, ("transfer-fd-leak",))()
+    if label is None:
+        assert record.verdict == "clean", record.reasons or record.findings
+        return
+    assert record.verdict == "leak"
+    finding = descriptor_finding(record)
+    assert (finding.role, finding.label, finding.kind) == ("transfer", label, "file")
+    assert 0.9 <= finding.rate <= 1.0
+    work = record.work
+    assert finding.count == pytest.approx(work.refused_messages - work.sessions_out, abs=work.sessions_out)
+    assert all(example.endswith("(deleted)") == (label == DELETED) for example in finding.examples)
+    assert finding.dose_units == [20, 40, 80]
+    assert work.lost == 0
+
+
+@pytest.mark.parametrize("policy", ["rcpt=550", "rcpt=450", "mail=550", "data=550", "end=550", ""])
+def test_without_the_defect_no_refusal_leaks(tmp_path: Path, policy: str) -> None:
+    record = Run(tmp_path, rejected(), Options(profile=COUNTS, refuses=policy))()
+    assert record.verdict == "clean", record.reasons or record.findings
+    assert record.work.lost == 0
+    assert record.work.accepted == record.work.delivered + record.work.bounced + record.work.queued
+
+
+# ---- what the record proves
+
+
+def test_doses_are_exact_and_every_accepted_message_is_accounted_for(tmp_path: Path) -> None:
+    record = Run(tmp_path, rejected(), Options(profile=COUNTS))()
+    assert [dose.units for dose in record.doses] == [20, 20, 40, 80]
+    assert [dose.work.refused_messages for dose in record.doses] == [20, 20, 40, 80]
+    assert record.work.messages_per_session_out >= 20
+    assert record.work.refused_recipients > 0
+    assert len(record.mail) == record.work.accepted == 160
+    assert set(record.mail.values()) == {"bounced"}
+    assert {process.role for process in record.doses[-1].snapshot.processes} == {
+        "parent", "control", "lookup", "queue", "scheduler", "smtp", "transfer", "delivery",
+    }  # fmt: skip
+    assert record.samples.rows
+    assert record.load.failures == 0
+
+
+def test_the_same_seed_submits_the_same_mail(tmp_path: Path) -> None:
+    small = Profile("small", warm_up=(1,), counts=(1,), rounds=0, stop_at_count_finding=True)
+    runs = []
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        runs.append(Run(tmp_path / name, rejected(), Options(profile=small, seed=7))())
+    assert runs[0].mail == runs[1].mail
+    assert runs[0].work.refused_recipients == runs[1].work.refused_recipients
+
+
+# ---- runs that cannot be trusted, or go wrong
+
+
+def test_sessions_that_are_not_reused_make_the_run_inconclusive(tmp_path: Path) -> None:
+    record = Run(tmp_path, rejected(promises=True), Options(profile=COUNTS, refuses="rcpt=550 messages=1"))()
+    assert record.verdict == "inconclusive"
+    assert any("messages per outbound session" in reason for reason in record.reasons)
+    assert len(record.doses) == 1, "what cannot succeed is not repeated"
+
+
+def test_a_process_that_is_killed_is_a_finding_by_name(tmp_path: Path) -> None:
+    run = Run(tmp_path, rejected(), Options(profile=COUNTS))
+
+    def kill(text: str) -> None:
+        if text.startswith("dose: 40"):
+            assert run.target is not None
+            (transfer,) = (
+                child
+                for child in psutil.Process(run.target.root_pid).children()
+                if child.cmdline()[0] == "smtpd: transfer"
+            )
+            threading.Timer(0.05, transfer.kill).start()
+
+    run.on_progress = kill
+    record = run()
+    assert record.verdict == "leak"
+    (finding,) = (finding for finding in record.findings if finding.kind == "died")
+    assert (finding.resource, finding.role) == ("process", "transfer")
+    assert "transfer died" in finding.message
+    assert record.work.lost == 0
+
+
+def test_an_interrupt_keeps_what_is_known(tmp_path: Path) -> None:
+    run = Run(tmp_path, rejected(), Options(profile=COUNTS))
+
+    def interrupt(text: str) -> None:
+        if text.startswith("dose: 40"):
+            threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)).start()
+
+    run.on_progress = interrupt
+    record = run()
+    assert record.verdict == "inconclusive"
+    assert any("interrupted" in reason for reason in record.reasons)
+    assert [dose.units for dose in record.doses] == [20, 20]
+
+
+def test_a_target_that_does_not_come_to_rest_is_a_finding(tmp_path: Path) -> None:
+    options = Options(profile=COUNTS, refuses="rcpt=stall:30", rest_timeout_s=1.0)
+    record = Run(tmp_path, rejected(), options)()
+    assert record.verdict == "leak"
+    (finding,) = (finding for finding in record.findings if finding.kind == "restless")
+    assert "mta.session" in finding.message or "mta.session" in " ".join(finding.examples)
+
+
+# ---- memory
+
+
+def test_objects_that_outlive_their_relay_are_found_and_the_twin_is_proven_clean(tmp_path: Path) -> None:
+    profile = Profile("memory", warm_up=(1, 1), counts=(1, 2), rounds=3, stop_at_count_finding=True)
+    scenario = replace(scenarios.load("one-at-a-time"), promises=())
+    for name, defects in (("leak", ("relay-object-leak",)), ("twin", ())):
+        (tmp_path / name).mkdir()
+        record = Run(tmp_path / name, scenario, Options(profile=profile), defects)()
+        judged = {each.role: each for each in record.tested if each.resource == "memory"}
+        if defects:
+            assert record.verdict == "leak"
+            (finding,) = record.findings
+            assert (finding.resource, finding.role) == ("memory", "transfer")
+            assert finding.rate > 3
+        else:
+            assert record.verdict == "clean", record.reasons or record.findings
+            assert judged["transfer"].high < 0.1
+            assert len(judged) == 8
+
+
+def test_the_harness_costs_little_while_it_looks(tmp_path: Path) -> None:
+    began = time.process_time()
+    record = Run(tmp_path, rejected(), Options(profile=COUNTS))()
+    spent = time.process_time() - began
+    assert 0 < record.harness.probe_cpu_s <= spent
