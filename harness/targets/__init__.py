@@ -25,11 +25,19 @@ class Rest:
 class Target(Protocol):
     """A mail server. `start` returns when it has greeted a client."""
 
-    name: str
-    version: str
-    directory: Path  # its configuration, log and state
-    spool: Path | None
-    agent_directory: Path | None
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def version(self) -> str: ...
+
+    @property
+    def spool(self) -> Path | None:
+        """Of OpenSMTPD's layout; None when it cannot be looked into."""
+
+    @property
+    def agent_directory(self) -> Path | None:
+        """Where an agent inside the target answers; None when there is none."""
 
     @property
     def root_pid(self) -> int: ...

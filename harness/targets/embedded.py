@@ -90,7 +90,8 @@ class Embedded:
             directory.mkdir(parents=True, exist_ok=True)
         configuration_path = self.directory / "smtpd.conf"
         configuration_path.write_text(self._configuration)
-        smtpd = ["-d", "-f", configuration_path, "--spool", self.spool, "--socket", self._socket_path]
+        paths = {"-f": configuration_path, "--spool": self.spool, "--socket": self._socket_path}
+        smtpd = ["-d", *(word for option, path in paths.items() for word in (option, str(path)))]
         if self._defects:
             command = ["-m", "mta_under_test.defects", *self._defects, "--seed", str(self._seed), "--", *smtpd]
         else:

@@ -183,7 +183,7 @@ class Builder:
         self._tables[name] = spec
         try:
             self._opened[name] = open_table(spec)
-        except (TableError, ValueError) as error:  # ValueError: a NUL in the path
+        except TableError as error:
             raise Mistake(token, str(error)) from error
 
     def _used(self, node: Node, service: Service | None) -> str:

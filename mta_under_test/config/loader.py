@@ -82,7 +82,7 @@ class _Loader:
             raise Mistake(name, f'cannot include "{name}": {error.strerror}') from error
         except UnicodeError as error:
             raise Mistake(name, f'cannot include "{name}": line {error}') from error
-        except (ValueError, RuntimeError) as error:  # a NUL in the name; links in a circle (Path.resolve)
+        except RuntimeError as error:  # links in a circle (Path.resolve)
             raise Mistake(name, f'cannot include "{name}": {error}') from error
         self.read(target, text, (*within, target.resolve()))
 

@@ -41,7 +41,7 @@ class Kind(enum.IntEnum):
     OPEN_MESSAGE = 34  # smtp → queue: request id, msgid; answer with a writable descriptor
     COMMIT_MESSAGE = 35  # smtp → queue: request id, msgid; answered when the message survives power loss
     REMOVE_MESSAGE = 36  # smtp → queue: msgid
-    SUBMIT = 37  # queue → scheduler: evpid, type, created, expires, tries
+    SUBMIT = 37  # queue → scheduler: (evpid, type, created, expires, tries) for each envelope of a message
     # A message on its way out.
     BATCH = 40  # scheduler → queue: type, evpid, …
     EXPIRE = 41  # scheduler → queue: evpid

@@ -158,7 +158,8 @@ class Process:
         The caller owns the descriptor in the answer.
         """
         request = next(self._requests)
-        future = self._asked[request] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+        self._asked[request] = future
         try:
             self.tell(peer, kind, request, *integers, text=text)
             answer = await future

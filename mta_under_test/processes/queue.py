@@ -10,8 +10,10 @@ Sends: SUBMIT, DELIVERY_TEMP, ENVELOPE_DONE to scheduler; DELIVER to transfer an
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import time
+from collections.abc import Sequence
 from typing import ClassVar
 
 from mta_under_test.ipc.channel import Message
@@ -19,11 +21,12 @@ from mta_under_test.ipc.messages import Delivery, Fate, Kind
 from mta_under_test.processes.bounces import Bounces
 from mta_under_test.processes.process import Process, takes
 from mta_under_test.spool import CorruptEnvelope, Spool, SpoolError
-from mta_under_test.wire.envelope import Envelope, decode, encode
+from mta_under_test.wire.envelope import Envelope, decode, encode, msgid_of
 
 logger = logging.getLogger("smtpd")
 
 DELIVERY_OF = {"mta": Delivery.MTA, "mda": Delivery.MDA}
+SUBMIT_ENVELOPES = 400  # that fit into one frame
 ROLE_OF = {Delivery.MTA: "transfer", Delivery.MDA: "delivery"}
 
 
@@ -37,17 +40,20 @@ class Queue(Process):
         self._commits: list[tuple[int, int]] = []  # (request, msgid), written to disk together
         self._refused: set[int] = set()  # requests one of whose envelopes could not be written
         self.spool.recover()
-        for evpid, envelope in self.spool.walk():
-            self.submit(evpid, envelope)
+        for _, owed in itertools.groupby(self.spool.walk(), lambda found: msgid_of(found[0])):
+            self.submit(list(owed))
 
     def gauges(self) -> dict[str, int]:
         return {"queue.bounce": self.bounces.pending}
 
-    def submit(self, evpid: int, envelope: Envelope) -> None:
-        """Tell scheduler of an envelope that is safe on disk."""
-        expires = envelope.ctime + envelope.ttl
-        delivery = DELIVERY_OF[envelope.type]
-        self.tell("scheduler", Kind.SUBMIT, evpid, delivery, envelope.ctime, expires, envelope.retry)
+    def submit(self, owed: Sequence[tuple[int, Envelope]]) -> None:
+        """Tell scheduler of a message's envelopes, all safe on disk: together, so that they are tried together."""
+        for start in range(0, len(owed), SUBMIT_ENVELOPES):
+            integers: list[int] = []
+            for evpid, envelope in owed[start : start + SUBMIT_ENVELOPES]:
+                expires = envelope.ctime + envelope.ttl
+                integers += (evpid, DELIVERY_OF[envelope.type], envelope.ctime, expires, envelope.retry)
+            self.tell("scheduler", Kind.SUBMIT, *integers)
 
     # ---- a message on its way in
 
@@ -122,8 +128,7 @@ class Queue(Process):
             self.profile("queue", f"commit of {len(msgids)} messages {(time.perf_counter() - began) * 1e3:.3f} ms")
         for msgid in msgids:
             self.trace("queue", f"{msgid:08x} committed")
-            for evpid in self.spool.envelopes(msgid):
-                self.submit(evpid, self.spool.envelope(evpid))
+            self.submit([(evpid, self.spool.envelope(evpid)) for evpid in self.spool.envelopes(msgid)])
 
     @takes(Kind.REMOVE_MESSAGE)
     def remove_message(self, peer: str, message: Message) -> None:

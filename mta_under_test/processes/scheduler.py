@@ -86,10 +86,12 @@ class Scheduler(Process):
 
     @takes(Kind.SUBMIT)
     def submit(self, peer: str, message: Message) -> None:
-        evpid, delivery, created, expires, tries = message.integers
-        entry = self._entries[evpid] = Entry(evpid, Delivery(delivery), created, expires, tries)
-        self.stats["scheduler.envelope.incoming"] += 1
-        self._wait(entry)
+        """A message's envelopes, five numbers each."""
+        numbers = iter(message.integers)
+        for evpid, delivery, created, expires, tries in zip(*(numbers,) * 5, strict=True):
+            entry = self._entries[evpid] = Entry(evpid, Delivery(delivery), created, expires, tries)
+            self.stats["scheduler.envelope.incoming"] += 1
+            self._wait(entry)
         self._wake()
 
     @takes(Kind.DELIVERY_TEMP)

@@ -96,6 +96,23 @@ def test_a_server_that_falls_silent_is_cut_off(point: str) -> None:
     assert outcome.finished == (point == "QUIT")
 
 
+def test_no_cut_is_lost_that_comes_together_with_an_answer() -> None:
+    """The server answers up to 354 and then falls silent; sessions are cut off at every moment on the way there."""
+
+    async def cut_everywhere(port: int) -> int:
+        now = time.monotonic()
+        plan = SessionPlan((PLAIN,))
+        tickets = [Ticket(f"1.2.{number}", plan, now + 0.001 * number) for number in range(300)]
+        sessions = [asyncio.create_task(hold(("127.0.0.1", port), ticket)) for ticket in tickets]
+        _, hanging = await asyncio.wait(sessions, timeout=5)
+        for session in hanging:
+            session.cancel()
+        return len(hanging)
+
+    with SmtpSink(stall_at="body") as sink, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        assert runner.run(cut_everywhere(sink.port)) == 0
+
+
 def test_a_deadline_that_has_passed_opens_no_connection() -> None:
     with SmtpSink() as sink:
         outcome = held(sink.port, PLAIN, timeout_s=-1.0)

@@ -39,6 +39,7 @@ def test_accepted_mail_arrives_unchanged_and_nothing_stays(smtpd: Smtpd, mx: Rem
     smtpd.send("x@accepted.test", "y@accepted.test", text=message(1))
     until(lambda: mx.ledger().delivered, "delivery")
     assert sorted(mx.ledger().delivered["1@sender.test"]) == ["x@accepted.test", "y@accepted.test"]
+    assert mx.ledger().listeners["refusing"].transactions == 1
     until(smtpd.at_rest, "rest")
     assert not [path for path in smtpd.spool.rglob("*") if path.is_file()]
 

@@ -1,0 +1,171 @@
+"""How many SMTP commands a second the load gives: locust over the aiosmtplib bridge, and locust over smtplib.
+
+Both do the same sessions with as many users, one after the other and in turns, against the same server, in the same
+run; so the ratio means something on any machine. A session is CONNECT, EHLO, ten times MAIL, RCPT (refused), RSET, and
+QUIT: 33 commands.
+
+    python benchmarks/load.py [--users 50] [--sessions 1500] [--rounds 3]
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import statistics
+import subprocess
+import sys
+import time
+from contextlib import closing
+from random import Random
+from typing import Any, cast
+
+import uvloop
+
+from harness.load.process import LoadProcess
+from harness.scenario import DEFAULT_SENDER, UNROUTED_DOMAIN, Message, Scenario, SessionPlan
+
+REFUSED_A_SESSION = 10
+COMMANDS_A_SESSION = 3 + 3 * REFUSED_A_SESSION
+RECIPIENT = f"nobody@{UNROUTED_DOMAIN}"
+TIMEOUT_S = 120.0
+
+
+def session(_random: Random, units: int) -> SessionPlan:
+    return SessionPlan((Message(DEFAULT_SENDER, (), refused=(RECIPIENT,)),) * units)
+
+
+SCENARIO = Scenario(
+    name="benchmark",
+    story="Every recipient is refused by the target itself.",
+    unit="refused message",
+    session=session,
+    units_per_session=REFUSED_A_SESSION,
+)
+
+
+class Sink(asyncio.Protocol):
+    """Answers by the verb alone; as little work as a server can have."""
+
+    REPLIES = {b"RCPT": b"550 5.1.1 no\r\n", b"QUIT": b"221 bye\r\n"}  # noqa: RUF012 - nobody changes it
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.WriteTransport, transport)
+        self._transport.write(b"220 sink\r\n")
+
+    def data_received(self, data: bytes) -> None:
+        verb = data[:4].upper()
+        self._transport.write(self.REPLIES.get(verb, b"250 fine\r\n"))
+        if verb == b"QUIT":
+            self._transport.close()
+
+
+async def serve() -> None:
+    server = await asyncio.get_running_loop().create_server(Sink, "127.0.0.1", 0, backlog=1024)
+    print(server.sockets[0].getsockname()[1], flush=True)
+    await server.serve_forever()
+
+
+def over_the_bridge(port: int, users: int, sessions: int) -> float:
+    """Commands a second."""
+    with LoadProcess(__file__, users, seed=1) as load:
+        load.ready("127.0.0.1", port)
+        load.dose(0, users * REFUSED_A_SESSION, timeout_s=TIMEOUT_S)
+        tally = load.dose(1, sessions * REFUSED_A_SESSION, timeout_s=TIMEOUT_S)
+    if tally.failures or tally.commands != sessions * COMMANDS_A_SESSION:
+        raise SystemExit(f"the measurement is spoilt: {tally}")
+    return tally.commands / tally.took_s
+
+
+def smtplib_under_gevent(port: int, users: int, sessions: int) -> None:
+    """In a process of its own, for gevent's patches; prints commands a second."""
+    import smtplib
+
+    from locust import User, task
+    from locust.env import Environment
+    from locust.exception import StopUser
+
+    left = sessions
+
+    class SmtplibUser(User):
+        def timed(self, name: str, call: Any, *arguments: Any) -> Any:
+            began, clock = time.time(), time.perf_counter()
+            result = call(*arguments)
+            took_ms = (time.perf_counter() - clock) * 1000
+            self.environment.events.request.fire(
+                request_type="SMTP", name=name, response_time=took_ms, response_length=0, start_time=began
+            )
+            return result
+
+        @task
+        def hold_a_session(self) -> None:
+            nonlocal left
+            if not left:
+                raise StopUser
+            left -= 1
+            client = smtplib.SMTP(local_hostname="load.test", timeout=TIMEOUT_S)
+            with closing(client):
+                self.timed("CONNECT", client.connect, "127.0.0.1", port)
+                self.timed("EHLO", client.ehlo)
+                for _ in range(REFUSED_A_SESSION):
+                    self.timed("MAIL", client.mail, DEFAULT_SENDER)
+                    self.timed("RCPT", client.rcpt, RECIPIENT)
+                    self.timed("RSET", client.rset)
+                self.timed("QUIT", client.quit)
+
+    environment = Environment(user_classes=[SmtplibUser])
+    runner = environment.create_local_runner()
+    began = time.perf_counter()
+    runner.start(users, spawn_rate=users)
+    if runner.spawning_greenlet is not None:
+        runner.spawning_greenlet.join()
+    runner.user_greenlets.join()
+    took_s = time.perf_counter() - began
+    done = environment.stats.total.num_requests
+    if done != sessions * COMMANDS_A_SESSION:
+        raise SystemExit(f"the measurement is spoilt: {done} commands, {sessions * COMMANDS_A_SESSION} were planned")
+    print(done / took_s)
+
+
+def compare(users: int, sessions: int, rounds: int) -> None:
+    command = [sys.executable, __file__, "--users", str(users), "--sessions", str(sessions)]
+    with subprocess.Popen([*command, "--role", "sink"], stdout=subprocess.PIPE, text=True) as sink:
+        try:
+            assert sink.stdout is not None
+            port = int(sink.stdout.readline())
+            ratios = []
+            for number in range(1, rounds + 1):
+                bridge = over_the_bridge(port, users, sessions)
+                under_gevent = subprocess.run(
+                    [*command, "--role", "smtplib", "--port", str(port)], stdout=subprocess.PIPE, text=True, check=True
+                )
+                other = float(under_gevent.stdout)
+                ratios.append(bridge / other)
+                print(
+                    f"round {number}: bridge {bridge:,.0f} commands/s, smtplib under gevent {other:,.0f}, "
+                    f"ratio {ratios[-1]:.2f}",
+                    flush=True,
+                )
+            print(f"median ratio {statistics.median(ratios):.2f} ({users} users, {sessions} sessions a round)")
+        finally:
+            sink.terminate()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--users", type=int, default=50, help="[%(default)s]")
+    parser.add_argument("--sessions", type=int, default=1500, help="in a round, for each way [%(default)s]")
+    parser.add_argument("--rounds", type=int, default=3, help="[%(default)s]")
+    parser.add_argument("--role", choices=["compare", "sink", "smtplib"], default="compare", help=argparse.SUPPRESS)
+    parser.add_argument("--port", type=int, default=0, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    match options.role:
+        case "sink":
+            uvloop.run(serve())
+        case "smtplib":
+            smtplib_under_gevent(options.port, options.users, options.sessions)
+        case _:
+            compare(options.users, options.sessions, options.rounds)
+
+
+if __name__ == "__main__":
+    main()

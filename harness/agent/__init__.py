@@ -1,0 +1,41 @@
+"""The agent: counts objects from inside a Python target, which need not be changed for it.
+
+`environment` gives the environment to start the target with. It puts `inject/` first on PYTHONPATH, where every Python
+of the process tree finds a `sitecustomize` that waits for a signal. A process that is run with -E, -I or -S, or is no
+CPython, does not load it, never announces itself and is never signalled.
+
+The conversation goes through files in one directory (the asking side is `harness.probes.agent`):
+
+    PID.ready    written by the agent at its start and after every fork: the start time of the process, in clock ticks
+                 after boot (proc_pid_stat(5), field 22)
+    request      written before the signal: the number of the request
+    PID.json     the answer: {"request": …, "blocks": …, "objects": …}
+    PID.silent   PID.ready, renamed because no answer came: this process is not asked again
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+
+SIGNAL = signal.SIGRTMIN + 7  # glibc keeps the first two real-time signals; nobody in the mail trade uses this one
+DIRECTORY_VARIABLE = "SEATBELT_AGENT_DIR"
+SIGNAL_VARIABLE = "SEATBELT_AGENT_SIGNAL"
+
+_INJECT = Path(__file__).resolve().parent / "inject"
+
+
+def environment(directory: Path, base: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """A whole environment: `base`, and what loads the agent into every Python started with it.
+
+    `directory` is where agent and harness meet; it must exist, and the target's processes must be allowed to write it.
+    """
+    rest = base.get("PYTHONPATH", "")
+    return {
+        **base,
+        "PYTHONPATH": f"{_INJECT}{os.pathsep}{rest}" if rest else str(_INJECT),
+        DIRECTORY_VARIABLE: str(directory.resolve()),
+        SIGNAL_VARIABLE: str(int(SIGNAL)),
+    }

@@ -1,0 +1,103 @@
+"""The agent's part inside the target: on a signal, count the objects in use and write the numbers to a file.
+
+`site` imports this at the start of every Python that inherited the environment of `harness.agent.environment`; the
+files that it reads and writes are described there.
+
+Owns: one signal handler. At rest it has no thread and no descriptor, and asking leaves no object behind.
+Never: imports anything of Seatbelt (the target's Python may be another one, of 3.7 or later), raises into the target,
+takes the place of another sitecustomize: the next one on the path is run as if this one were not there.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib.machinery
+import importlib.util
+import os
+import signal
+import sys
+
+
+class _Agent:
+    def __init__(self, directory: str, number: int) -> None:
+        self._directory = directory
+        self._number = number
+        self._request = directory + "/request"
+        self._answering = False
+        self._answered = b""  # the last request; a signal that comes twice for one is answered once
+
+    def install(self) -> None:
+        try:
+            signal.signal(self._number, self._on_signal)
+        except ValueError:
+            return  # a sub-interpreter: signals belong to the main one
+        os.register_at_fork(after_in_child=self._announce)
+        self._announce()
+
+    def _announce(self) -> None:
+        try:
+            started = _read("/proc/self/stat").rpartition(b")")[2].split()[19]
+            self._write(".ready", started)
+        except OSError:
+            return  # no /proc, or a directory that this process may not write: it is not asked, then
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        if self._answering:
+            return  # the harness signals again as long as no answer comes
+        self._answering = True
+        try:
+            self._answer()
+        except (OSError, MemoryError):
+            return  # no descriptor left, disk full: the harness sees that no answer comes, the target sees nothing
+        finally:
+            self._answering = False
+
+    def _answer(self) -> None:
+        request = _read(self._request)
+        if request == self._answered:
+            return
+        if gc.isenabled():  # a target that switched the collector off keeps its cycles: they are its own to free
+            gc.collect()
+            gc.collect()  # finalizers of the first round may have let more go
+        blocks = sys.getallocatedblocks()
+        objects = len(gc.get_objects())
+        self._write(".json", b'{"request": %b, "blocks": %d, "objects": %d}' % (request, blocks, objects))
+        self._answered = request
+
+    def _write(self, suffix: str, data: bytes) -> None:
+        path = "%s/%d%s" % (self._directory, os.getpid(), suffix)  # noqa: UP031 - one temporary object
+        partial = path + ".tmp"
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        try:
+            os.write(descriptor, data)
+        finally:
+            os.close(descriptor)
+        os.rename(partial, path)  # noqa: PTH104 - the target may not have imported pathlib, and need not
+
+
+def _read(path: str) -> bytes:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(descriptor, 4096)
+    finally:
+        os.close(descriptor)
+
+
+def _run_the_next_one() -> None:
+    """Import the sitecustomize that this one stands before, if there is one, with the path as the target knows it."""
+    here = __file__.rpartition("/")[0]
+    sys.path[:] = [entry for entry in sys.path if entry != here]
+    spec = importlib.machinery.PathFinder.find_spec("sitecustomize", sys.path)
+    if spec is None or spec.loader is None:
+        return
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["sitecustomize"] = module  # the import system hands out what it finds here in the end
+    spec.loader.exec_module(module)
+
+
+_directory = os.environ.get("SEATBELT_AGENT_DIR")
+_number = os.environ.get("SEATBELT_AGENT_SIGNAL")
+if _directory and _number and hasattr(sys, "getallocatedblocks"):
+    _Agent(_directory, int(_number)).install()
+if __name__ == "sitecustomize":
+    _run_the_next_one()

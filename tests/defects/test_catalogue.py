@@ -1,0 +1,53 @@
+"""The catalogue: every defect tells its whole story, and is asked for by a name that may be misspelt."""
+
+from __future__ import annotations
+
+import pytest
+
+from harness import scenario as scenarios
+from mta_under_test import defects
+from mta_under_test.defects.__main__ import main
+from mta_under_test.processes.parent import BIRTHS
+from reports.record import Resource
+
+
+@pytest.mark.parametrize("name", defects.names())
+def test_every_defect_is_told_completely(name: str) -> None:
+    defect = defects.load(name)
+    assert defect.name == name
+    assert defect.role in BIRTHS
+    assert defect.resource in Resource.__args__  # type: ignore[attr-defined]
+    assert scenarios.load(defect.scenario)
+    assert all((defect.trigger, defect.rate, defect.source, defect.story))
+
+
+def test_a_defect_changes_its_own_process_and_no_other() -> None:
+    changed = defects.reopened(dict(BIRTHS), [defects.parse("transfer-fd-leak")], seed=1)
+    assert {role for role in BIRTHS if changed[role] is not BIRTHS[role]} == {"transfer"}
+
+
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [("transfer-fd-leak", "transfer-fd-leak"), ("transfer_fd_leak:0.02", "transfer-fd-leak:0.02")],
+)
+def test_names_and_probabilities(text: str, written: str) -> None:
+    assert str(defects.parse(text)) == written
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("transfer-fd-lek", r"did you mean transfer-fd-leak\?"),
+        ("nothing", "There is: "),
+        ("transfer-fd-leak:0", "above 0 and at most 1"),
+        ("transfer-fd-leak:often", "above 0 and at most 1"),
+    ],
+)
+def test_a_wrong_name_or_probability_is_explained(text: str, complaint: str) -> None:
+    with pytest.raises(defects.DefectError, match=complaint):
+        defects.parse(text)
+
+
+def test_the_launcher_refuses_an_unknown_defect_with_status_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["nothing", "--", "-n"]) == 2
+    assert "no defect called 'nothing'" in capsys.readouterr().err

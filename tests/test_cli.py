@@ -1,0 +1,136 @@
+"""`seatbelt` as a user types it: exit statuses, one clear line for every mistake, the record, Ctrl-C."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from reports.record import load
+
+SEATBELT = Path(sys.executable).with_name("seatbelt")
+
+
+def seatbelt(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [SEATBELT, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=150, check=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["run", "rejected-reus"], "did you mean rejected-reuse?"),
+        (["run", "--defect", "transfer-fd-lek"], "did you mean transfer-fd-leak?"),
+        (["run", "--target", "sendmail"], "no target called 'sendmail'"),
+        (["run", "--mx", "rcpt=hello"], "rcpt=hello"),
+        (["run", "--record", "no/such/directory/r.json"], "cannot write the record: No such file or directory"),
+        (["run", "--record", "."], "is a directory"),
+        (["run", "--runs", "/proc/none"], "/proc/none"),
+        (["mx", "--policy", "tea=418"], "tea"),
+    ],
+)
+def test_a_mistake_is_one_clear_line_and_status_2(tmp_path: Path, arguments: list[str], complaint: str) -> None:
+    finished = seatbelt(*arguments, cwd=tmp_path)
+    assert finished.returncode == 2
+    assert complaint in finished.stderr
+    assert len(finished.stderr.splitlines()) == 1
+    assert finished.stdout == ""
+
+
+def test_a_taken_port_is_one_clear_line_and_status_2(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        for command in ("run", "mx"):
+            finished = seatbelt(command, "--port", port, cwd=tmp_path)
+            assert finished.returncode == 2
+            assert "Address already in use" in finished.stderr
+            assert str(port) in finished.stderr
+            assert len(finished.stderr.splitlines()) == 1
+
+
+def test_a_scenario_file_that_is_broken_is_named_with_its_line(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("x = 1\nSCENARIO = oops\n")
+    finished = seatbelt("run", "mine.py", cwd=tmp_path)
+    assert finished.returncode == 2
+    assert "mine.py:2: NameError" in finished.stderr
+
+
+def test_list_names_everything(tmp_path: Path) -> None:
+    for what, name in (
+        ("scenarios", "rejected-reuse"),
+        ("defects", "transfer-fd-leak"),
+        ("targets", "embedded"),
+        ("resources", "descriptor"),
+    ):
+        finished = seatbelt("list", what, cwd=tmp_path)
+        assert finished.returncode == 0
+        assert any(line.startswith(name) for line in finished.stdout.splitlines())
+
+
+def test_the_leak_of_2013_is_told_with_its_proof(tmp_path: Path) -> None:
+    finished = seatbelt("run", "--defect", "transfer-fd-leak", "--record", "leak.json", cwd=tmp_path)
+    assert finished.returncode == 1, finished.stdout + finished.stderr
+    assert "transfer" in finished.stdout
+    assert "message file (deleted)" in finished.stdout
+    record = load(tmp_path / "leak.json")
+    assert record.verdict == "leak"
+    (finding,) = (finding for finding in record.findings if finding.resource == "descriptor")
+    assert 0.9 <= finding.rate <= 1.0
+    assert finding.dose_units == [20, 40, 80, 160]
+    assert record.target.defects == ["transfer-fd-leak"]
+    assert record.work.lost == 0
+    assert max(map(len, finished.stdout.splitlines())) <= 80
+    (run,) = (tmp_path / "runs").iterdir()
+    assert {"record.json", "smtpd.conf", "smtpd.log", "command"} <= {path.name for path in run.iterdir()}
+    assert "--defect transfer-fd-leak" in (run / "command").read_text()
+    assert not (run / "spool").exists()
+
+
+def test_quiet_prints_one_line(tmp_path: Path) -> None:
+    finished = seatbelt("run", "-q", "--defect", "transfer-fd-leak", "--mx", "mail=550", cwd=tmp_path)
+    assert finished.returncode == 1
+    assert len(finished.stdout.splitlines()) == 1
+    assert finished.stderr == ""
+
+
+def test_sessions_without_reuse_are_inconclusive_with_status_3(tmp_path: Path) -> None:
+    finished = seatbelt("run", "--mx", "rcpt=550 messages=1", cwd=tmp_path)
+    assert finished.returncode == 3
+    assert "INCONCLUSIVE" in finished.stdout
+    assert "messages per outbound session" in " ".join(finished.stdout.split())
+
+
+def test_ctrl_c_stops_everything_and_keeps_a_partial_record(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [SEATBELT, "run", "-v", "--profile", "soak", "--record", "partial.json"],
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "dose: 40" in line:
+            break
+    family = psutil.Process(process.pid).children(recursive=True)
+    assert len(family) >= 10, "the MTA's eight processes, the load and the remote MX"
+    time.sleep(0.1)
+    os.kill(process.pid, signal.SIGINT)
+    process.stderr.read()
+    assert process.wait(60) == 3
+    process.stderr.close()
+    _, alive = psutil.wait_procs(family, timeout=5)
+    assert not alive
+    record = load(tmp_path / "partial.json")
+    assert record.verdict == "inconclusive"
+    assert len(record.doses) >= 3
