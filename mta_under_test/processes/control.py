@@ -138,7 +138,10 @@ class Control(Process):
 
     async def _stats(self) -> Message:
         """Every process's counters, one text."""
-        answers = await asyncio.gather(*(self.ask(peer, Kind.STATS) for peer in self.channels))
+        # Not `asyncio.gather`: waking from its future looks "result" up by a fresh string, which CPython 3.11 keeps in
+        # its method cache (see wire.date).
+        asked = [asyncio.create_task(self.ask(peer, Kind.STATS)) for peer in self.channels]
+        answers = [await answer for answer in asked]
         own = "".join(f"{name} {value}\n" for name, value in {**self.stats, **self.gauges()}.items())
         text = own.encode() + b"".join(answer.text for answer in answers)
         return Message(Kind.OK, (0,), text, None, 0)

@@ -11,7 +11,6 @@ import logging
 import os
 import socket
 import time
-from email.utils import formatdate
 from typing import TYPE_CHECKING
 
 from mta_under_test.config import Listener
@@ -19,6 +18,7 @@ from mta_under_test.ipc.messages import Kind
 from mta_under_test.processes.process import Refusal
 from mta_under_test.processes.stream import Stream, StreamTimeout
 from mta_under_test.wire import server
+from mta_under_test.wire.date import header_date
 from mta_under_test.wire.envelope import Envelope, encode
 from mta_under_test.wire.reply import Reply
 from mta_under_test.wire.server import ServerMachine
@@ -125,7 +125,9 @@ class Session:
             while (event := self.machine.next_event()) is None:
                 self.machine.receive(await self.stream.receive())
             match event:
-                case server.Body(chunk):
+                # Patterns name their attributes: positional ones look up `__match_args__` by a fresh string each time,
+                # which CPython 3.11 keeps in its method cache (see wire.date).
+                case server.Body(chunk=chunk):
                     assert self.transaction is not None
                     self.transaction.write(chunk)
                     continue
@@ -143,7 +145,7 @@ class Session:
         match event:
             case server.Connected():
                 return Reply(220, f"{self.hostname} ESMTP Seatbelt")
-            case server.Hello(name, extended):
+            case server.Hello(name=name, extended=extended):
                 self._forget_transaction()
                 self.hello, self.extended = name, extended
                 if extended:
@@ -255,7 +257,7 @@ class Session:
         only_one = f"\r\n\tfor <{transaction.first_recipient}>" if self.machine.recipients == 1 else ""
         return (
             f"Received: {source}by {self.hostname} (Seatbelt) with {protocol} id {transaction.msgid:08x}{only_one};\r\n"
-            f"\t{formatdate(localtime=True)}\r\n"
+            f"\t{header_date()}\r\n"
         ).encode()
 
 

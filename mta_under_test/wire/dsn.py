@@ -7,8 +7,9 @@ bounce never carries back a body that nobody asked for.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from email.utils import formatdate
 from typing import NamedTuple
+
+from mta_under_test.wire.date import header_date
 
 HEADER_BYTES = 1 << 16  # of the original header, at the most
 
@@ -47,7 +48,7 @@ def bounce(*, hostname: str, sender: str, failures: Sequence[Failure], original_
         f"Subject: Delivery status notification: error\r\n"
         f"From: Mailer Daemon <MAILER-DAEMON@{hostname}>\r\n"
         f"To: {sender}\r\n"
-        f"Date: {formatdate(localtime=True)}\r\n"
+        f"Date: {header_date()}\r\n"
         f"Message-ID: <{bounce_id}@{hostname}>\r\n"
         f"Auto-Submitted: auto-replied\r\n"
         f"MIME-Version: 1.0\r\n"

@@ -24,7 +24,7 @@ class _Agent:
         self._number = number
         self._request = directory + "/request"
         self._answering = False
-        self._answered = b""  # the last request; a signal that comes twice for one is answered once
+        self._answered = bytes(8)  # the last request (a block from the start): a second signal for it is not answered
 
     def install(self) -> None:
         try:
