@@ -194,7 +194,7 @@ def _print(result: RunRecord, kept: Path, *, quiet: bool) -> None:
 
     console = Console()
     if quiet:
-        console.print(terminal.headline(result))
+        console.print(terminal.headline(result), soft_wrap=True)
         return
     terminal.print_report(result, console)
     console.print(f"record  {kept}", soft_wrap=True, highlight=False)

@@ -120,7 +120,7 @@ class Finding(msgspec.Struct, omit_defaults=True):
     label: str
     role: str = ""
     pids: list[int] = msgspec.field(default_factory=list)
-    count: int = 0  # still held at the last rest
+    count: int = 0  # began after the warm-up, and still held at the last rest
     unit: str = ""
     rate: float = 0.0  # per unit of work, with a 95 % interval from low to high
     low: float = 0.0

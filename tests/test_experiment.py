@@ -79,11 +79,12 @@ def test_with_the_defect_refusals_before_the_body_leak(tmp_path: Path, policy: s
     finding = descriptor_finding(record)
     assert (finding.role, finding.label, finding.kind) == ("transfer", label, "file")
     assert 0.9 <= finding.rate <= 1.0
-    work = record.work
-    assert finding.count == pytest.approx(work.refused_messages - work.sessions_out, abs=work.sessions_out)
+    # One message a session is closed with the session; what leaked in the warm-up is not counted.
+    judged = [dose.work for dose in record.doses if dose.phase == "count"]
+    assert finding.count == sum(work.refused_messages - work.sessions_out for work in judged)
     assert all(example.endswith("(deleted)") == (label == DELETED) for example in finding.examples)
     assert finding.dose_units == [20, 40, 80]
-    assert work.lost == 0
+    assert record.work.lost == 0
 
 
 @pytest.mark.parametrize("policy", ["rcpt=550", "rcpt=450", "mail=550", "data=550", "end=550", ""])

@@ -9,6 +9,7 @@ import signal
 import smtplib
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -64,7 +65,6 @@ class Embedded:
         self.spool = directory / "spool"
         self.agent_directory = directory / "agent"
         self.log_path = directory / "smtpd.log"
-        self._socket_path = directory / "smtpd.sock"
         self._configuration = CONFIGURATION.format(port=port, **ports)
         self._defects = list(defects)
         self._seed = seed
@@ -88,6 +88,9 @@ class Embedded:
     def start(self) -> None:
         for directory in (self.spool, self.agent_directory):
             directory.mkdir(parents=True, exist_ok=True)
+        # Not in the run's directory: the path of a unix socket holds 107 bytes (unix(7)), a project's may be longer.
+        self._short = tempfile.TemporaryDirectory(prefix="seatbelt-")
+        self._socket_path = Path(self._short.name) / "smtpd.sock"
         configuration_path = self.directory / "smtpd.conf"
         configuration_path.write_text(self._configuration)
         paths = {"-f": configuration_path, "--spool": self.spool, "--socket": self._socket_path}
@@ -159,6 +162,7 @@ class Embedded:
         for process in alive:
             process.kill()
         psutil.wait_procs(alive, timeout=STOP_TIMEOUT_S)
+        self._short.cleanup()
 
     def rest(self) -> Rest:
         if self._control is None:
