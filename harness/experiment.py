@@ -106,6 +106,7 @@ class Experiment:
                 record.incidents.append(self._explained(error))
             self._progress("counting the mail", self._units_done, self._units_planned)
             self._account_for_mail(record)
+            self._measure_promises(record)
             sampler.stop()
             record.samples = sampler.samples
             self._probe_cpu_s += sampler.cpu_s

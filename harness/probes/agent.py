@@ -39,8 +39,8 @@ class _Answer(msgspec.Struct):
 def ask(directory: Path, pids: Iterable[int], timeout_s: float = TIMEOUT_S) -> Answers:
     """Have every agent among `pids` collect and count: all are signalled first, then awaited together.
 
-    A signal can be lost for a while: CPython notes one that comes just before a system call, and then blocks in the call
-    (PEP 475 does not cover this). So who does not answer is signalled again.
+    Who does not answer is signalled again: CPython only notes a signal that comes just before a system call, and then
+    blocks in the call as if there had been none (PEP 475 does not cover this).
 
     Processes without an agent are in neither list. Two harnesses must not share a directory. Raises OSError when
     `directory` cannot be written.

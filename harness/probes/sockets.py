@@ -50,7 +50,8 @@ TCP_STATES = {
     12: "NEW_SYN_RECV",
 }
 _OWNED_STATES = sum(1 << number for number, name in TCP_STATES.items() if name not in ("TIME_WAIT", "NEW_SYN_RECV"))
-_UNIX_STATES = {1: "CONNECTED", 7: "UNCONNECTED", 10: "LISTEN"}  # unix(7) sockets borrow TCP's numbers
+_LISTEN = 10
+_UNIX_STATES = {1: "CONNECTED", 7: "UNCONNECTED", _LISTEN: "LISTEN"}  # unix(7) sockets borrow TCP's numbers
 _ACCEPTS = 0x10000  # __SO_ACCEPTCON in the flags of /proc/net/unix
 
 
@@ -170,7 +171,7 @@ def _dump_unix(diag: socket.socket) -> dict[int, Socket]:
             _unix_name(attributes.get(_UNIX_DIAG_NAME, b"")),
             "",
             int.from_bytes(queues[:4], sys.byteorder),
-            int.from_bytes(queues[4:8], sys.byteorder),
+            0 if state == _LISTEN else int.from_bytes(queues[4:8], sys.byteorder),
         )
     for inode, peer in peers.items():
         if peer:
@@ -230,6 +231,8 @@ def _proc_unix(pid: int) -> Iterator[tuple[int, Socket]]:
 def _inet_socket(protocol: int, state: int, local: str, peer: str, receive_queue: int, send_queue: int) -> Socket:
     if protocol == socket.IPPROTO_UDP:
         return Socket("udp", "", local, peer, receive_queue, send_queue)
+    if state == _LISTEN:
+        send_queue = 0  # netlink tells listen(2)'s backlog there
     return Socket("tcp", TCP_STATES.get(state, str(state)), local, peer, receive_queue, send_queue)
 
 

@@ -11,12 +11,19 @@ from mta_under_test.processes.transfer_session import Session
 
 def overlay(born: Birth, strikes: Chance) -> Birth:
     class ForgetfulSession(Session):
+        _forgotten: int | None = None
+
         def release_message(self) -> None:
             """Neither RSET nor the flush of a task closes the file: the next message overwrites the descriptor.
 
-            The end of the body and the end of the session still close it, as they did then.
+            The end of the body and the end of the session still close it, as they did then. RSET and flush both come
+            by for one message: that it is forgotten is decided once.
             """
-            if not strikes():
+            if self.message is None or self.message == self._forgotten:
+                return
+            if strikes():
+                self._forgotten = self.message
+            else:
                 self.close_message()
 
     class ForgetfulTransfer(Transfer):

@@ -24,7 +24,7 @@ class Holder:
 
 @contextmanager
 def python(*arguments: str | Path, env: Mapping[str, str] | None = None) -> Iterator[subprocess.Popen[str]]:
-    """A Python that runs until its standard input ends. It is killed in the end; what it started ends with its input."""
+    """A Python that runs until its standard input ends. It is killed in the end; its children end with its input."""
     command = [sys.executable, *arguments]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
     try:
