@@ -11,7 +11,7 @@ import os
 import platform
 import resource
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -27,7 +27,7 @@ from harness.load.tally import Tally, summary
 from harness.plan import PROFILES, Plan, Profile, Step
 from harness.probes import snapshot as probe
 from harness.probes.sampler import Sampler
-from harness.remote_mx.ledger import LedgerReport
+from harness.remote_mx.ledger import LedgerReport, ListenerReport
 from harness.remote_mx.process import RemoteMX, RemoteMXError
 from harness.scenario import Scenario
 from harness.targets import Rest, Target, TargetError
@@ -188,7 +188,7 @@ class Experiment:
         dose.snapshot = self._snapshot(rest)
         dose.work = self._work_since_last(tallies)
         record.doses.append(dose)
-        record.work = total(dose.work for dose in record.doses)
+        record.work = work_of(self._tallies, LedgerReport(), self._ledger)
         self._measure_promises(record)
         self._units_done += step.units
         if not dose.rested:
@@ -302,18 +302,7 @@ class Experiment:
 
     def _work_since_last(self, tallies: Sequence[Tally]) -> Work:
         before, self._ledger = self._ledger, self._mx.ledger()
-        then, now = before.listeners.get(REFUSING), self._ledger.listeners[REFUSING]
-        return with_ratios(
-            Work(
-                sessions=sum(tally.sessions for tally in tallies),
-                messages=sum(tally.messages for tally in tallies),
-                accepted=sum(len(tally.accepted) for tally in tallies),
-                refused_recipients=sum(tally.refused_recipients for tally in tallies),
-                refused_messages=now.refused_messages - (then.refused_messages if then else 0),
-                sessions_out=now.sessions - (then.sessions if then else 0),
-                messages_out=now.transactions - (then.transactions if then else 0),
-            )
-        )
+        return work_of(tallies, before, self._ledger)
 
     def _measure_promises(self, record: RunRecord) -> None:
         for promise in record.promises:
@@ -328,24 +317,27 @@ class Experiment:
             return
         queued = mail.in_spool(self._target.spool) if self._target.spool else set()
         ledger = self._ledger
+        record.work = work = work_of(self._tallies, LedgerReport(), ledger)
         record.mail = mail.fates(self._accepted, ledger.delivered.keys(), ledger.bounced, queued)
         found = list(record.mail.values())
-        work = record.work
         work.delivered, work.bounced = found.count("delivered"), found.count("bounced")
         work.queued, work.lost = found.count("queued"), found.count("lost")
         work.duplicated = len(ledger.duplicated)
 
 
-def total(parts: Iterable[Work]) -> Work:
-    """The sum of what several doses did, with the ratios made anew."""
-    result = Work()
-    for part in parts:
-        for name in Work.__struct_fields__:
-            setattr(result, name, getattr(result, name) + getattr(part, name))
-    return with_ratios(result)
-
-
-def with_ratios(work: Work) -> Work:
+def work_of(tallies: Sequence[Tally], before: LedgerReport, after: LedgerReport) -> Work:
+    """What the load did, and what the refusing remote MX saw between two of its reports."""
+    then = before.listeners.get(REFUSING, ListenerReport())
+    now = after.listeners.get(REFUSING, ListenerReport())
+    work = Work(
+        sessions=sum(tally.sessions for tally in tallies),
+        messages=sum(tally.messages for tally in tallies),
+        accepted=sum(len(tally.accepted) for tally in tallies),
+        refused_recipients=sum(tally.refused_recipients for tally in tallies),
+        refused_messages=now.refused_messages - then.refused_messages,
+        sessions_out=now.sessions - then.sessions,
+        messages_out=now.transactions - then.transactions,
+    )
     work.messages_per_session_in = work.messages / work.sessions if work.sessions else 0.0
     work.messages_per_session_out = work.messages_out / work.sessions_out if work.sessions_out else 0.0
     return work

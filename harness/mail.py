@@ -9,20 +9,25 @@ from pathlib import Path
 from reports.record import MailFate
 
 _MESSAGE_ID = re.compile(rb"^message-id:\s*<([^>\r\n]+)>", re.IGNORECASE | re.MULTILINE)
-_HEADER_BYTES = 1 << 16
+_REPORT = re.compile(rb"^content-type:\s*multipart/report", re.IGNORECASE | re.MULTILINE)
+_READ_BYTES = 1 << 17
 
 
 def in_spool(spool: Path) -> set[str]:
-    """Message-IDs of the committed messages in a spool of OpenSMTPD's layout, `queue/HH/MSGID/message`."""
-    found = set()
+    """Message-IDs that a spool of OpenSMTPD's layout (`queue/HH/MSGID/message`) still answers for.
+
+    A bounce that waits there answers for the message whose header it returns.
+    """
+    found: set[str] = set()
     for path in spool.glob("queue/*/*/message"):
         try:
-            with path.open("rb") as message:
-                header = message.read(_HEADER_BYTES).partition(b"\r\n\r\n")[0]
+            with path.open("rb") as file:
+                message = file.read(_READ_BYTES)
         except FileNotFoundError:
             continue  # delivered since it was listed
-        if matched := _MESSAGE_ID.search(header):
-            found.add(matched[1].decode(errors="replace"))
+        header = message.partition(b"\r\n\r\n")[0]
+        ids = _MESSAGE_ID.findall(message if _REPORT.search(header) else header)
+        found.update(name.decode(errors="replace") for name in ids)
     return found
 
 

@@ -163,7 +163,11 @@ def _execute(path: Path) -> ModuleType:
     except SyntaxError as error:
         raise ScenarioError(f"{path}:{error.lineno}: {error.msg}") from error
     except Exception as error:
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == path.resolve()]
+        lines = [
+            frame.lineno
+            for frame in traceback.extract_tb(error.__traceback__)
+            if Path(frame.filename) == path.resolve()
+        ]
         where = f"{path}:{lines[-1]}" if lines else str(path)
         raise ScenarioError(f"{where}: {type(error).__name__}: {error}") from error
     return module

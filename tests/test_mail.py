@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.mail import fates, in_spool
+from mta_under_test.wire.dsn import Failure, bounce
 
 ids = st.sets(st.sampled_from("abcdef"))
 
@@ -22,15 +23,22 @@ def test_every_accepted_message_has_exactly_one_fate_and_is_lost_only_if_nobody_
     assert {name for name, fate in found.items() if fate == "delivered"} == accepted & delivered
 
 
-def test_the_spool_is_read_by_message_id_of_the_header_alone(tmp_path: Path) -> None:
+def test_the_spool_answers_for_messages_by_their_header_and_for_those_that_a_bounce_returns(tmp_path: Path) -> None:
     for msgid, text in {
         "0a000001": b"Received: x\r\nMessage-Id: <one@test>\r\nSubject: s\r\n\r\nMessage-ID: <body@test>\r\n",
         "0b000002": b"Message-ID: <two@test>\r\n\r\n",
         "0b000003": b"Subject: none\r\n\r\nMessage-ID: <no@test>\r\n",
+        "0c000004": bounce(
+            hostname="mx.test",
+            sender="a@test",
+            failures=[Failure("b@test", "550 no")],
+            original_header=b"Message-ID: <three@test>",
+            bounce_id="report",
+        ),
     }.items():
         directory = tmp_path / "queue" / msgid[:2] / msgid
         directory.mkdir(parents=True)
         (directory / "message").write_bytes(text)
         (directory / f"{msgid}deadbeef").write_bytes(b"version: 1\n")
-    assert in_spool(tmp_path) == {"one@test", "two@test"}
+    assert in_spool(tmp_path) == {"one@test", "two@test", "three@test", "report@mx.test"}
     assert in_spool(tmp_path / "none") == set()

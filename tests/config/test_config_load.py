@@ -365,8 +365,8 @@ BROKEN = [
     ("table t { a = b, c }", 'smtpd.conf:1:20: expected "=", got "}"'),
     (
         "table t { a\n\nlisten on 127.0.0.1",
-        'smtpd.conf:3:1: expected ",", "=", "}" or a string, got "listen"; it is a reserved word, which must be quoted to '
-        "be a name",
+        'smtpd.conf:3:1: expected ",", "=", "}" or a string, got "listen"; it is a reserved word, which must be '
+        "quoted to be a name",
     ),
     ("table t { a, a = b }", 'smtpd.conf:1:16: expected ",", "}" or a string, got "="'),
     ("table t { a = b, a = c }", 'smtpd.conf:1:18: "a" is given twice'),
