@@ -60,7 +60,10 @@ def start_writing(path: Path) -> None:
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a file, or a directory and what is in it. Nothing there is what was wanted."""
+    """Remove a file, a link, or a directory and what is in it. Nothing there is what was wanted."""
+    if path.is_symlink():
+        path.unlink()
+        return
     try:
         names = os.listdir(path)
     except FileNotFoundError:

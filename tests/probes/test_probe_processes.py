@@ -16,23 +16,19 @@ from harness.probes.processes import default_role, roles_by_pattern
 
 PR_SET_NAME = 15
 FAMILY = """
-import json, os, sys, threading
-threads = [threading.Thread(target=sys.stdin.read, daemon=True) for _ in range(2)]
-for thread in threads:
-    thread.start()
+import json, os, queue, sys, threading
+pids = queue.Queue()
 def fork(then):
-    # From a thread of its own, where the kernel files the child.
-    pids = []
+    # In a thread of its own that goes on living: the kernel files the child under it.
     def run():
         pid = os.fork()
         if pid == 0:
             then()
             os._exit(0)
-        pids.append(pid)
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join()
-    return pids[0]
+        pids.put(pid)
+        sys.stdin.read()
+    threading.Thread(target=run).start()
+    return pids.get()
 out, into = os.pipe()
 def parent():
     grandchild = os.fork()
@@ -45,8 +41,6 @@ child = fork(parent)
 grandchild = int(os.read(out, 20))
 zombie = fork(lambda: None)
 print(json.dumps({"child": child, "grandchild": grandchild, "zombie": zombie}), flush=True)
-for thread in threads:
-    thread.join()
 """
 
 

@@ -256,6 +256,7 @@ def test_recover_sweeps_what_was_never_promised(spool: Spool, root: Path) -> Non
     (root / "temporary" / "x" / "y").write_text("z")
     (root / "incoming" / "envelope.0000000000000001.tmp").write_text("half")
     (root / "offline" / "mail").write_text("a user's mail")
+    (root / "temporary" / "link").symlink_to(root / "offline")
     spool.recover()
     assert [evpid >> 32 for evpid, _ in spool.walk()] == [kept]
     assert [path for path in tree(root) if not path.startswith(f"queue/{kept >> 24:02x}")] == ["offline/mail"]
