@@ -21,21 +21,126 @@ class ConfigError(Exception):
         self.errors = tuple(errors)
 
 
+TlsUse = Literal["no", "offered", "required", "implicit"]  # implicit: from the first byte (smtps)
+
+
 class Listener(msgspec.Struct, frozen=True):
-    address: str  # of one interface; a name that has several makes several listeners
+    address: str  # of one interface; a name that has several makes several listeners. "" is the local socket
     port: int = 25  # 0: the kernel picks a free one (not in OpenSMTPD)
     tag: str = ""
     hostname: str = ""  # "" is the server's
+    hostnames: str = ""  # table: our name by the address that was connected to
     mask_src: bool = False
+    no_dsn: bool = False
+    received_auth: bool = False  # the Received header names the authenticated user
+    proxy_v2: bool = False  # a PROXY header (version 2) comes before anything else
+    filter: str = ""  # name of a filter or chain
+    tls: TlsUse = "no"
+    verify: bool = False  # a client certificate is required, and must be good
+    pki: tuple[str, ...] = ()  # names; more than one are chosen among by SNI
+    ca: str = ""
+    ciphers: str = ""
+    protocols: str = ""
+    auth: Literal["no", "optional", "required"] = "no"
+    auth_table: str = ""  # credentials; "" is the system's users
+    senders: str = ""  # table: which addresses an authenticated user may send from
+    masquerade: bool = False  # … and the From header is rewritten
+
+
+TableBackend = Literal["static", "file", "db", "sqlite", "passwd", "getpwnam"]
 
 
 class TableSpec(msgspec.Struct, frozen=True):
     name: str
     entries: Mapping[str, str | None] = msgspec.field(default_factory=dict)  # of a static table; a list has no values
-    path: Path | None = None  # of a file table
+    path: Path | None = None  # of a table in a file (for sqlite: its configuration)
+    backend: TableBackend = "static"
 
+
+class Pki(msgspec.Struct, frozen=True):
+    """A certificate and its key, both PEM files that only the parent reads."""
+
+    name: str  # "*" stands for any
+    cert: Path
+    key: Path
+    dhe: Literal["none", "auto", "legacy"] = "none"
+
+
+class Ca(msgspec.Struct, frozen=True):
+    name: str
+    cert: Path
+
+
+FilterPhase = Literal["connect", "helo", "ehlo", "mail-from", "rcpt-to", "data", "commit"]
+Decision = Literal["bypass", "disconnect", "junk", "reject", "rewrite", "report"]
+
+
+class FilterCondition(msgspec.Struct, frozen=True):
+    fact: Literal["fcrdns", "rdns", "src", "helo", "auth", "mail-from", "rcpt-to"]
+    table: str = ""  # "" asks only whether there is one
+    regex: bool = False
+    negated: bool = False
+
+
+class BuiltinFilter(msgspec.Struct, frozen=True):
+    name: str
+    phase: FilterPhase
+    conditions: tuple[FilterCondition, ...]  # all of them must hold; none always holds
+    decision: Decision
+    argument: str = ""  # the reply of reject and disconnect ("550 go away"), the value of rewrite and report
+
+
+class ProcFilter(msgspec.Struct, frozen=True):
+    """A program that speaks smtpd-filters(7) on its standard input and output."""
+
+    name: str
+    command: str
+    user: str = ""
+    group: str = ""
+    chroot: str = ""
+
+
+class FilterChain(msgspec.Struct, frozen=True):
+    name: str
+    filters: tuple[str, ...]
+
+
+Filter = BuiltinFilter | ProcFilter | FilterChain
 
 RelayScheme = Literal["smtp", "smtp+notls", "smtp+tls", "smtps", "lmtp"]
+
+
+class RelayLimits(msgspec.Struct, frozen=True):
+    """`mta limit`: how many connections, how far apart (seconds), how much in one (mta.c of 6.8)."""
+
+    max_conn_per_host: int = 10
+    max_conn_per_route: int = 5
+    max_conn_per_source: int = 100
+    max_conn_per_connector: int = 20
+    max_conn_per_relay: int = 100
+    max_conn_per_domain: int = 100
+    conn_delay_host: int = 0
+    conn_delay_route: int = 5
+    conn_delay_source: int = 0
+    conn_delay_connector: int = 0
+    conn_delay_relay: int = 2
+    conn_delay_domain: int = 0
+    discdelay_route: int = 3
+    max_mail_per_session: int = 100
+    max_failures_per_session: int = 25
+    session_transaction_delay: int = 0
+    session_keepalive: int = 10
+    task_hiwat: int = 50
+    task_lowat: int = 30
+    task_release: int = 10
+    family: Literal["", "inet4", "inet6"] = ""
+
+
+class SchedulerLimits(msgspec.Struct, frozen=True):
+    max_inflight: int = 5000
+    max_evp_batch_size: int = 256
+    max_msg_batch_size: int = 1024
+    max_schedule: int = 10
 
 
 class RelayHost(msgspec.Struct, frozen=True):
@@ -55,7 +160,18 @@ class RelayAction(Action, frozen=True, kw_only=True):
     helo: str = ""  # "" is the server's name
     src: str = ""  # address to connect from; "" is the kernel's choice
     src_table: str = ""  # … or a table of them
+    helo_src: str = ""  # table: the name to greet with, by source address
     mail_from: str = ""  # sender in the place of the envelope's
+    domain: str = ""  # table: hosts (relay URLs) by recipient domain, in the place of its mail exchangers
+    filter: str = ""
+    pki: str = ""
+    ca: str = ""
+    tls: bool = False  # required; verified unless `tls_verify` is off
+    tls_verify: bool = True
+    ciphers: str = ""
+    protocols: str = ""
+    auth: str = ""  # table: credentials by the label of `host`
+    srs: bool = False
     backup: bool = False
     backup_mx: str = ""  # the name in MX records that is ours; "" is the server's
 
@@ -65,6 +181,7 @@ class LocalAction(Action, frozen=True, kw_only=True):
     alias: str = ""  # names of tables
     virtual: str = ""
     userbase: str = ""
+    wrapper: str = ""  # name of an `mda wrapper`
 
 
 class MboxAction(LocalAction, frozen=True, kw_only=True):
@@ -96,8 +213,8 @@ class ExpandOnlyAction(LocalAction, frozen=True, kw_only=True):
 class Criterion(msgspec.Struct, frozen=True):
     """One thing that a rule asks of an envelope."""
 
-    fact: Literal["from", "for", "tag", "helo", "mail-from", "rcpt-to", "auth"]
-    value: Literal["any", "local", "socket", "yes", "table"] = "table"
+    fact: Literal["from", "for", "tag", "helo", "mail-from", "rcpt-to", "auth", "tls", "rdns"]
+    value: Literal["any", "local", "socket", "yes", "table"] = "table"  # "yes": there is one at all
     table: str = ""
     regex: bool = False  # the table holds regular expressions
     negated: bool = False
@@ -117,8 +234,20 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     tables: Mapping[str, TableSpec] = msgspec.field(default_factory=dict)
     actions: Mapping[str, Action] = msgspec.field(default_factory=dict)
     matches: tuple[Match, ...] = ()
+    pkis: Mapping[str, Pki] = msgspec.field(default_factory=dict)
+    cas: Mapping[str, Ca] = msgspec.field(default_factory=dict)
+    filters: Mapping[str, Filter] = msgspec.field(default_factory=dict)
+    wrappers: Mapping[str, str] = msgspec.field(default_factory=dict)  # `mda wrapper`: commands by name
+    relay_limits: RelayLimits = RelayLimits()
+    domain_limits: Mapping[str, RelayLimits] = msgspec.field(default_factory=dict)  # `mta limit for domain`
+    scheduler_limits: SchedulerLimits = SchedulerLimits()
+    max_deferred: int = 100  # envelopes held for destinations that do not answer
+    admd: str = ""  # in Authentication-Results
+    subaddress_delimiter: str = "+"
+    queue_compression: bool = False
     queue_ttl_s: int = 345600
     bounce_warn_s: tuple[int, ...] = (14400,)
     max_message_bytes: int = 35 * 1024 * 1024
+    ciphers: str = ""
     max_mails: int = 100  # in a session
     max_rcpt: int = 1000  # in a message
