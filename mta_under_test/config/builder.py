@@ -5,69 +5,45 @@ Owns: what was said so far. Never: reads a file, but for the tables that rules u
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from ipaddress import ip_address
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, cast
 
-from lark import Token, Tree
+from lark import Token
 from msgspec.structs import replace
 
 from mta_under_test.config import values
-from mta_under_test.config.interfaces import addresses_of
+from mta_under_test.config.actions import action, command
+from mta_under_test.config.filters import filter_statement, proc_statement
+from mta_under_test.config.listeners import listeners, local_socket
+from mta_under_test.config.matches import match
 from mta_under_test.config.model import (
-    Action,
+    Ca,
     Config,
-    Criterion,
-    ExpandOnlyAction,
-    ForwardOnlyAction,
     Listener,
-    LmtpAction,
-    MaildirAction,
     Match,
-    MboxAction,
-    MdaAction,
-    RelayAction,
-    TableSpec,
+    MdaLimits,
+    Pki,
+    RelayLimits,
+    SchedulerLimits,
 )
-from mta_under_test.config.rules import SERVICES, open_table
-from mta_under_test.tables import Service, Table, TableError
+from mta_under_test.config.names import Names, new
+from mta_under_test.config.statement import Mistake, Node, first, last, strings, there_is, value
 
 MAX_WARNINGS = 4  # MAX_BOUNCE_WARN
-FILE_BACKENDS = ("file", "static")
-LIMITS = {"max-mails": "max_mails", "max-rcpt": "max_rcpt"}
-
-Node = Tree[Token]
-_T = TypeVar("_T")
-
-
-class Mistake(Exception):
-    """A statement that is well formed and wrong."""
-
-    def __init__(self, token: Token, text: str) -> None:
-        super().__init__(text)
-        self.token = token
-
-
-class _Use(NamedTuple):
-    """A table is used at `token` as a list that answers `service`, or as a mapping (None)."""
-
-    path: Path
-    token: Token
-    table: str
-    service: Service | None
+SESSION_LIMITS = {"max-mails": "max_mails", "max-rcpt": "max_rcpt"}
+DHE = ("none", "auto", "legacy")
 
 
 class Builder:
     def __init__(self) -> None:
+        self.names = Names()
         self.listeners: list[Listener] = []
-        self._tables: dict[str, TableSpec] = {}
-        self._opened: dict[str, Table] = {}
-        self._uses: list[_Use] = []
-        self._actions: dict[str, Action] = {}
-        self._matches: list[Match] = []
-        self._chosen: list[tuple[Path, Token]] = []  # actions that rules name
+        self.matches: list[Match] = []
         self._settings: dict[str, Any] = {}
+        self._pkis: dict[str, dict[str, str]] = {}  # what was said of each; a statement may add to another
+        self._said_first: dict[str, tuple[Path, Token]] = {}  # where
+        self._domain_limits: dict[str, RelayLimits] = {}
         self._path = Path()  # of the statement in hand
 
     def take(self, tree: Node, path: Path) -> None:
@@ -76,287 +52,168 @@ class Builder:
         getattr(self, f"_{tree.data}")(tree)
 
     def check(self) -> Iterator[tuple[Path, Mistake]]:
-        """What can be known only when everything was read: that names mean something."""
-        for path, token in self._chosen:
-            if token not in self._actions:
-                yield path, Mistake(token, f'unknown action "{token}"{_known(self._actions)}')
-        for use in self._uses:
-            if use.table not in self._tables:
-                named = [name for name in self._tables if not name.startswith("<")]
-                yield use.path, Mistake(use.token, f"unknown table <{use.table}>{_known(named)}")
-            elif use.table in self._opened:
-                try:
-                    self._check_use(use, self._opened[use.table])
-                except TableError as error:
-                    yield use.path, Mistake(use.token, str(error))
-
-    def _check_use(self, use: _Use, table: Table) -> None:
-        if use.service is None:
-            if not table.is_mapping:
-                raise TableError(f"<{use.table}> is a list, and a mapping is needed here")
-            return
-        if not table.is_list:
-            raise TableError(f"<{use.table}> is a mapping, and a list is needed here")
-        table.check(use.service)
+        """What can be known only when everything was read: that every certificate has its key."""
+        for name, (path, token) in self._said_first.items():
+            for part in ("cert", "key"):
+                if part not in self._pkis[name]:
+                    yield path, Mistake(token, f'pki "{name}" has no {part}; write pki {name} {part} and its file')
 
     def config(self, path: Path, hostname: str) -> Config:
+        names = self.names
         return Config(
             path=path,
             hostname=hostname,
             listeners=tuple(self.listeners),
-            tables=self._tables,
-            actions=self._actions,
-            matches=tuple(self._matches),
+            tables=names.tables,
+            actions=names.actions,
+            matches=tuple(self.matches),
+            pkis=names.pkis,
+            cas=names.cas,
+            filters=names.filters,
+            wrappers=names.wrappers,
+            domain_limits=self._domain_limits,
             **self._settings,
         )
 
-    # ---- settings
-
-    def _bounce(self, tree: Node) -> None:
-        delays = _strings(tree)
-        if len(delays) > MAX_WARNINGS:
-            raise Mistake(delays[MAX_WARNINGS], f"more than {MAX_WARNINGS} delays")
-        self._settings["bounce_warn_s"] = tuple(_value(delay, values.duration_s) for delay in delays)
-
-    def _queue_ttl(self, tree: Node) -> None:
-        self._settings["queue_ttl_s"] = _value(_last(tree), values.duration_s)
-
-    def _max_message_size(self, tree: Node) -> None:
-        self._settings["max_message_bytes"] = _value(_last(tree), values.size_bytes)
-
-    def _limits(self, tree: Node) -> None:
-        words = _strings(tree)
-        for name, count in zip(words[::2], words[1::2], strict=True):
-            if name not in LIMITS:
-                raise Mistake(name, f'unknown limit "{name}"{_known(LIMITS)}')
-            if int(count) < 1:
-                raise Mistake(count, f"{name} is {count}; it can be 1 or more")
-            self._settings[LIMITS[name]] = int(count)
-
-    # ---- listeners
+    # ---- rooms of their own
 
     def _listen(self, tree: Node) -> None:
-        interface = cast(Token, tree.children[2])
-        if interface.type == "SOCKET":
-            raise Mistake(interface, '"listen on socket" is not supported yet')
-        options = _once(tree)
-        listener = Listener("")
-        if "port" in options:
-            listener = replace(listener, port=_port(_last(options["port"])))
-        if "tag" in options:
-            listener = replace(listener, tag=str(_last(options["tag"])))
-        if "hostname" in options:
-            listener = replace(listener, hostname=str(_last(options["hostname"])))
-        listener = replace(listener, mask_src="mask_src" in options)
-        version = {"inet4": 4, "inet6": 6}[str(_last(options["family"]))] if "family" in options else None
-        try:
-            addresses = addresses_of(interface, version)
-        except OSError as error:
-            reason = f'"{interface}" is neither an interface nor a host that can be found: {error.strerror or error}'
-            raise Mistake(interface, reason) from error
-        if not addresses:
-            raise Mistake(interface, f'"{interface}" has no address{f" of IP version {version}" if version else ""}')
-        self.listeners += (replace(listener, address=str(address)) for address in addresses)
+        self.listeners += listeners(tree, self.names)
 
-    # ---- tables
+    def _listen_socket(self, tree: Node) -> None:
+        if "socket" in self._settings:
+            raise Mistake(cast(Token, tree.children[2]), '"listen on socket" is said already')
+        self._settings["socket"] = local_socket(tree, self.names)
 
     def _table(self, tree: Node) -> None:
-        name = cast(Token, tree.children[1])
-        if name in self._tables:
-            raise Mistake(name, f'table "{name}" is defined twice')
-        body = cast(Token, tree.children[2])
-        path = self._table_path(body) if body.type == "STRING" else None
-        self._add_table(str(name), body, TableSpec(str(name), {} if path else _entries(tree.children[2:]), path))
-
-    def _table_path(self, source: Token) -> Path:
-        backend, _, path = source.partition(":")
-        if source.startswith("/"):
-            backend, path = "file", str(source)
-        elif backend not in FILE_BACKENDS:
-            raise Mistake(source, f'tables of type "{backend}" are not supported yet; there is "file:" and a path')
-        if not path:
-            raise Mistake(source, f'"{source}" has no path; write {backend}: and the path of the file')
-        return self._path.parent / path
-
-    def _add_table(self, name: str, token: Token, spec: TableSpec) -> None:
-        # Defined even when it cannot be read, so that its uses are no mistakes of their own.
-        self._tables[name] = spec
-        try:
-            self._opened[name] = open_table(spec)
-        except TableError as error:
-            raise Mistake(token, str(error)) from error
-
-    def _used(self, node: Node, service: Service | None) -> str:
-        """The name of the table that a statement refers to, or holds."""
-        first = cast(Token, node.children[0])
-        if first.type == "LESS":
-            token = cast(Token, node.children[1])
-            self._uses.append(_Use(self._path, token, str(token), service))
-            return str(token)
-        name = f"<dynamic:{len(self._tables)}>"
-        self._uses.append(_Use(self._path, first, name, service))
-        self._add_table(name, first, TableSpec(name, _entries(node.children)))
-        return name
-
-    # ---- actions
+        self.names.define_table(tree, self._path.parent)
 
     def _action(self, tree: Node) -> None:
-        name, kind = cast(Token, tree.children[1]), cast(Node, tree.children[2])
-        if name in self._actions:
-            raise Mistake(name, f'action "{name}" is defined twice')
-        options = _once(kind)
-        common: dict[str, Any] = {"name": str(name)}
-        # Defined even when the rest is wrong, so that rules which name it are no mistakes of their own.
-        self._actions[common["name"]] = Action(**common)
-        if "ttl" in options:
-            common["ttl_s"] = _value(_last(options["ttl"]), values.duration_s)
-        make = _LOCAL.get(str(kind.data))
-        if make is None:
-            self._actions[common["name"]] = self._relay(options, common)
-            return
-        if "alias" in options and "virtual" in options:
-            raise Mistake(_first(options["virtual"]), '"alias" and "virtual" exclude each other')
-        if "user" in options:
-            if kind.data in ("mbox", "forward_only", "expand_only"):
-                raise Mistake(_first(options["user"]), f'"user" has no meaning with "{_first(kind)}"')
-            common["user"] = str(_last(options["user"]))
-        for option in ("alias", "virtual", "userbase"):
-            if option in options:
-                common[option] = self._used(cast(Node, options[option].children[1]), None)
-        self._actions[common["name"]] = make(kind, common)
-
-    def _relay(self, options: dict[str, Node], common: dict[str, Any]) -> RelayAction:
-        if "host" in options and "backup" in options:
-            raise Mistake(_first(options["backup"]), '"backup" and "host" exclude each other')
-        if "host" in options:
-            common["host"] = _value(_only(options["host"]), values.relay_host)
-        if "backup" in options:
-            mx = options["backup"].children[2]
-            common |= {"backup": True, "backup_mx": str(mx or "")}
-        for option in ("helo", "mail_from"):
-            if option in options:
-                common[option] = str(_last(options[option]))
-        if "src" in options:
-            tables = cast(Node, options["src"].children[1])
-            if cast(Token, tables.children[0]).type == "STRING":
-                common["src"] = _value(_only(options["src"]), lambda text: str(ip_address(text)))
-            else:
-                common["src_table"] = self._used(tables, Service.NETADDR)
-        return RelayAction(**common)
-
-    # ---- rules
+        action(tree, self.names)
 
     def _match(self, tree: Node) -> None:
-        criteria: dict[str, Criterion] = {}
-        for node in tree.children[1:]:
-            if isinstance(node, Tree):
-                for fact, criterion in self._criteria(node):
-                    if fact in criteria:
-                        raise Mistake(_first(node), f'"{fact}" is given twice in this rule')
-                    criteria[fact] = criterion
-        criteria.setdefault("from", Criterion("from", "local"))
-        criteria.setdefault("for", Criterion("for", "local"))
-        action = _last(tree)
-        if action.type == "REJECT":
-            self._matches.append(Match(tuple(criteria.values()), None))
+        self.matches.append(match(tree, self.names))
+
+    def _filter(self, tree: Node) -> None:
+        filter_statement(tree, self.names)
+
+    def _proc(self, tree: Node) -> None:
+        proc_statement(tree, self.names)
+
+    # ---- certificates
+
+    def _pki(self, tree: Node) -> None:
+        token = cast(Token, tree.children[1])
+        name = _host(token)
+        self._said_first.setdefault(name, (self._path, token))
+        said = self._pkis.setdefault(name, {})
+        for option in tree.children[2:]:
+            word = last(cast(Node, option))
+            what = str(cast(Node, option).data)
+            if what == "dhe" and word.lower() not in DHE:
+                raise Mistake(word, f'"{word}" is not a choice for dhe; there is {", ".join(DHE)}')
+            said[what] = word.lower() if what == "dhe" else str(self._path.parent / word)
+        if "cert" in said and "key" in said:
+            cert, key = Path(said["cert"]), Path(said["key"])
+            self.names.pkis[name] = Pki(name, cert, key, cast(Any, said.get("dhe", "none")))
+
+    def _ca(self, tree: Node) -> None:
+        name = _host(cast(Token, tree.children[1]))
+        self.names.cas[name] = Ca(name, self._path.parent / last(cast(Node, tree.children[2])))
+
+    # ---- settings
+
+    def _admd(self, tree: Node) -> None:
+        if not last(tree).isprintable():
+            raise Mistake(last(tree), f'"{last(tree)}" cannot stand in a header')
+        self._settings["admd"] = str(last(tree))
+
+    def _bounce(self, tree: Node) -> None:
+        delays = strings(tree)
+        if len(delays) > MAX_WARNINGS:
+            raise Mistake(delays[MAX_WARNINGS], f"more than {MAX_WARNINGS} delays")
+        self._settings["bounce_warn_s"] = tuple(value(delay, values.duration_s) for delay in delays)
+
+    def _queue_ttl(self, tree: Node) -> None:
+        self._settings["queue_ttl_s"] = value(last(tree), values.duration_s)
+
+    def _queue_compression(self, tree: Node) -> None:
+        self._settings["queue_compression"] = True
+
+    def _max_message_size(self, tree: Node) -> None:
+        self._settings["max_message_bytes"] = value(last(tree), values.size_bytes)
+
+    def _ciphers(self, tree: Node) -> None:
+        self._settings["ciphers"] = str(last(tree))
+
+    def _delimiter(self, tree: Node) -> None:
+        sign = last(tree)
+        if len(sign) != 1 or not sign.isprintable() or sign.isspace() or sign == "@":
+            raise Mistake(sign, f'"{sign}" is no delimiter; write one printable character other than @')
+        self._settings["subaddress_delimiter"] = str(sign)
+
+    def _mda_wrapper(self, tree: Node) -> None:
+        name, line = strings(tree)
+        new(name, "mda wrapper", self.names.wrappers)
+        self.names.wrappers[str(name)] = command(line)
+
+    # ---- limits
+
+    def _limits(self, tree: Node) -> None:
+        for name, count in _pairs(tree):
+            if name not in SESSION_LIMITS:
+                raise Mistake(name, f'unknown limit "{name}"{there_is(SESSION_LIMITS)}')
+            if int(count) < 1:
+                raise Mistake(count, f"{name} is {count}; it can be 1 or more")
+            self._settings[SESSION_LIMITS[str(name)]] = int(count)
+
+    def _max_deferred(self, tree: Node) -> None:
+        count = last(tree)
+        if int(count) < 0:
+            raise Mistake(count, f"max-deferred is {count}; it can be 0 or more")
+        self._settings["max_deferred"] = int(count)
+
+    def _relay_limit(self, tree: Node) -> None:
+        domain = next((token for token in tree.children if isinstance(token, Token) and token.type == "STRING"), None)
+        default = self._settings.get("relay_limits", RelayLimits())
+        old = default if domain is None else self._domain_limits.get(str(domain).lower(), default)
+        limits = _changed(old, tree)
+        for family in tree.find_data("family"):
+            limits = replace(limits, family=str(first(family)))
+        if domain is None:
+            self._settings["relay_limits"] = limits
         else:
-            self._chosen.append((self._path, action))
-            self._matches.append(Match(tuple(criteria.values()), str(action)))
+            self._domain_limits[str(domain).lower()] = limits
 
-    def _criteria(self, option: Node) -> Iterator[tuple[str, Criterion]]:
-        """What one option says; `from mail-from` and its like say two things."""
-        negated = option.children[0] is not None
-        words = [str(word) for word in option.children[1:] if isinstance(word, Token) and word.type != "REGEX"]
-        regex = any(isinstance(word, Token) and word.type == "REGEX" for word in option.children)
-        fact = words[-1]
-        if len(words) == 2 and fact in ("any", "local", "socket"):
-            side = cast(Any, words[0])
-            yield words[0], Criterion(side, cast(Any, fact), negated=negated)
-            return
-        if len(words) == 2 and fact in ("mail-from", "rcpt-to", "auth"):
-            yield words[0], Criterion(cast(Any, words[0]), "any")
-        tables = option.children[-1]
-        if fact == "auth":
-            if isinstance(tables, Tree):
-                raise Mistake(_first(option), '"auth" with users is not supported yet')
-            yield fact, Criterion("auth", "yes", negated=negated)
-            return
-        fact = words[0] if fact in ("src", "domain") else fact
-        service = Service.REGEX if regex else SERVICES[fact]
-        name = self._used(cast(Node, tables), service)
-        yield fact, Criterion(cast(Any, fact), "table", name, regex, negated)
+    def _mda_limit(self, tree: Node) -> None:
+        self._settings["mda_limits"] = _changed(self._settings.get("mda_limits", MdaLimits()), tree)
+
+    def _scheduler_limit(self, tree: Node) -> None:
+        self._settings["scheduler_limits"] = _changed(self._settings.get("scheduler_limits", SchedulerLimits()), tree)
 
 
-_LOCAL: dict[str, Callable[[Node, dict[str, Any]], Action]] = {
-    "mbox": lambda kind, common: MboxAction(**common),
-    "maildir": lambda kind, common: MaildirAction(
-        path=str(kind.children[1] or "~/Maildir"), junk=kind.children[2] is not None, **common
-    ),
-    "lmtp": lambda kind, common: LmtpAction(
-        destination=str(kind.children[1]), rcpt_to=kind.children[2] is not None, **common
-    ),
-    "mda": lambda kind, common: MdaAction(command=str(kind.children[1]), **common),
-    "forward_only": lambda kind, common: ForwardOnlyAction(**common),
-    "expand_only": lambda kind, common: ExpandOnlyAction(**common),
-}
+def _host(token: Token) -> str:
+    """A host's name in lower case, or `*` for any."""
+    labels = token.split(".")
+    if token != "*" and not all(label and label.replace("-", "a").replace("_", "a").isalnum() for label in labels):
+        raise Mistake(token, f'"{token}" is not the name of a host')
+    return str(token).lower()
 
 
-def _once(tree: Node) -> dict[str, Node]:
-    """A statement's options by name; each may be given once."""
-    options: dict[str, Node] = {}
-    for child in tree.children:
-        if isinstance(child, Tree):
-            if child.data in options:
-                raise Mistake(_first(child), f'"{_first(child)}" is given twice')
-            options[str(child.data)] = child
-    return options
+def _pairs(tree: Node) -> Iterator[tuple[Token, Token]]:
+    """Names of limits and their counts."""
+    for limit in tree.find_data("limit"):
+        name, count = strings(limit)
+        yield name, count
 
 
-def _entries(children: list[Token | Node]) -> dict[str, str | None]:
-    entries: dict[str, str | None] = {}
-    for child in children:
-        if isinstance(child, Tree):
-            key, value = _strings(child)
-            if key in entries:
-                raise Mistake(key, f'"{key}" is given twice')
-            entries[str(key)] = str(value)
-        elif child.type == "STRING":
-            entries[str(child)] = None
-    return entries
-
-
-def _port(token: Token) -> int:
-    if token.type == "NUMBER":
-        return _value(token, lambda text: values.port_number(text, lowest=0))
-    return _value(token, values.service_port)
-
-
-def _only(option: Node) -> Token:
-    """The string of an option that could also name a table."""
-    token = cast(Token, cast(Node, option.children[1]).children[0])
-    if token.type != "STRING":
-        raise Mistake(token, f'"{_first(option)}" with a table is not supported yet')
-    return token
-
-
-def _value(token: Token, read: Callable[[str], _T]) -> _T:
-    try:
-        return read(str(token))
-    except ValueError as error:
-        raise Mistake(token, str(error)) from error
-
-
-def _strings(tree: Node) -> list[Token]:
-    return [child for child in tree.children if isinstance(child, Token) and child.type in ("STRING", "NUMBER")]
-
-
-def _first(tree: Node) -> Token:
-    return next(tree.scan_values(lambda value: isinstance(value, Token)))
-
-
-def _last(tree: Node) -> Token:
-    return cast(Token, tree.children[-1])
-
-
-def _known(names: Any) -> str:
-    return f"; there is {', '.join(names)}" if names else ""
+def _changed(limits: Any, tree: Node) -> Any:
+    fields = {field.replace("_", "-"): field for field in limits.__struct_fields__ if field != "family"}
+    changes: dict[str, int] = {}
+    for name, count in _pairs(tree):
+        if name not in fields:
+            raise Mistake(name, f'unknown limit "{name}"{there_is(fields)}')
+        if int(count) < 0:
+            raise Mistake(count, f"{name} is {count}; it can be 0 or more")
+        changes[fields[str(name)]] = int(count)
+    return replace(limits, **changes)

@@ -11,10 +11,11 @@ from pathlib import Path
 
 from lark import Token, Tree
 
-from mta_under_test.config.builder import Builder, Mistake
+from mta_under_test.config.builder import Builder
 from mta_under_test.config.lexer import Lexer, LexError
 from mta_under_test.config.model import Config, ConfigError
 from mta_under_test.config.parser import ParseError, parse
+from mta_under_test.config.statement import Mistake, Unknown
 
 MAX_ERRORS = 50  # more would bury the first
 
@@ -57,7 +58,9 @@ class _Loader:
             try:
                 self._take(path, tree, within)
             except Mistake as error:
-                self._mistake(path, error.token, str(error))
+                # A name may be missing only because its statement could not be read: one mistake, one line.
+                if self._whole or not isinstance(error, Unknown):
+                    self._mistake(path, error.token, str(error))
 
     def _take(self, path: Path, tree: Tree[Token], within: Sequence[Path]) -> None:
         if tree.data == "macro":
@@ -90,12 +93,11 @@ class _Loader:
         self._errors.append(f"{path}:{token.line}:{token.column}: {text}")
 
     def finish(self) -> Config:
-        # A name may be missing only because its statement could not be read: one mistake, one line.
-        if self._whole:
+        if not self._errors:
             for path, error in self._builder.check():
                 self._mistake(path, error.token, str(error))
-            if not self._errors and not self._builder.listeners:
-                self._errors.append(f'{self._path}: nothing to listen on; write "listen on" and an address')
+        if self._whole and not self._errors and not self._builder.matches:
+            self._errors.append(f'{self._path}: no rule, so no mail is accepted; write "match" and an action')
         if self._errors:
             raise ConfigError(self._errors)
         return self._builder.config(self._path, socket.gethostname())

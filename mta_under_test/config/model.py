@@ -25,7 +25,7 @@ TlsUse = Literal["no", "offered", "required", "implicit"]  # implicit: from the 
 
 
 class Listener(msgspec.Struct, frozen=True):
-    address: str  # of one interface; a name that has several makes several listeners. "" is the local socket
+    address: str  # of one interface; a name that has several makes several listeners
     port: int = 25  # 0: the kernel picks a free one (not in OpenSMTPD)
     tag: str = ""
     hostname: str = ""  # "" is the server's
@@ -39,15 +39,13 @@ class Listener(msgspec.Struct, frozen=True):
     verify: bool = False  # a client certificate is required, and must be good
     pki: tuple[str, ...] = ()  # names; more than one are chosen among by SNI
     ca: str = ""
-    ciphers: str = ""
-    protocols: str = ""
     auth: Literal["no", "optional", "required"] = "no"
     auth_table: str = ""  # credentials; "" is the system's users
     senders: str = ""  # table: which addresses an authenticated user may send from
     masquerade: bool = False  # … and the From header is rewritten
 
 
-TableBackend = Literal["static", "file", "db", "sqlite", "passwd", "getpwnam"]
+TableBackend = Literal["static", "file", "sqlite", "passwd"]
 
 
 class TableSpec(msgspec.Struct, frozen=True):
@@ -71,7 +69,7 @@ class Ca(msgspec.Struct, frozen=True):
     cert: Path
 
 
-FilterPhase = Literal["connect", "helo", "ehlo", "mail-from", "rcpt-to", "data", "commit"]
+FilterPhase = Literal["connect", "helo", "ehlo", "auth", "mail-from", "rcpt-to", "data", "commit"]
 Decision = Literal["bypass", "disconnect", "junk", "reject", "rewrite", "report"]
 
 
@@ -85,7 +83,7 @@ class FilterCondition(msgspec.Struct, frozen=True):
 class BuiltinFilter(msgspec.Struct, frozen=True):
     name: str
     phase: FilterPhase
-    conditions: tuple[FilterCondition, ...]  # all of them must hold; none always holds
+    condition: FilterCondition
     decision: Decision
     argument: str = ""  # the reply of reject and disconnect ("550 go away"), the value of rewrite and report
 
@@ -125,8 +123,7 @@ class RelayLimits(msgspec.Struct, frozen=True):
     conn_delay_connector: int = 0
     conn_delay_relay: int = 2
     conn_delay_domain: int = 0
-    discdelay_route: int = 3
-    max_mail_per_session: int = 100
+    session_mail_max: int = 100
     max_failures_per_session: int = 25
     session_transaction_delay: int = 0
     session_keepalive: int = 10
@@ -134,6 +131,16 @@ class RelayLimits(msgspec.Struct, frozen=True):
     task_lowat: int = 30
     task_release: int = 10
     family: Literal["", "inet4", "inet6"] = ""
+
+
+class MdaLimits(msgspec.Struct, frozen=True):
+    """`mda limit`: local deliveries at once, and envelopes that may wait for them."""
+
+    max_session: int = 50
+    max_session_per_user: int = 7
+    task_hiwat: int = 50
+    task_lowat: int = 30
+    task_release: int = 10
 
 
 class SchedulerLimits(msgspec.Struct, frozen=True):
@@ -163,15 +170,10 @@ class RelayAction(Action, frozen=True, kw_only=True):
     helo_src: str = ""  # table: the name to greet with, by source address
     mail_from: str = ""  # sender in the place of the envelope's
     domain: str = ""  # table: hosts (relay URLs) by recipient domain, in the place of its mail exchangers
-    filter: str = ""
-    pki: str = ""
-    ca: str = ""
+    pki: str = ""  # the certificate that proves who we are
     tls: bool = False  # required; verified unless `tls_verify` is off
     tls_verify: bool = True
-    ciphers: str = ""
-    protocols: str = ""
     auth: str = ""  # table: credentials by the label of `host`
-    srs: bool = False
     backup: bool = False
     backup_mx: str = ""  # the name in MX records that is ours; "" is the server's
 
@@ -231,6 +233,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     path: Path
     hostname: str  # of this machine
     listeners: tuple[Listener, ...]
+    socket: Listener = Listener("")  # mail that is made on this machine comes through the control socket
     tables: Mapping[str, TableSpec] = msgspec.field(default_factory=dict)
     actions: Mapping[str, Action] = msgspec.field(default_factory=dict)
     matches: tuple[Match, ...] = ()
@@ -240,6 +243,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     wrappers: Mapping[str, str] = msgspec.field(default_factory=dict)  # `mda wrapper`: commands by name
     relay_limits: RelayLimits = RelayLimits()
     domain_limits: Mapping[str, RelayLimits] = msgspec.field(default_factory=dict)  # `mta limit for domain`
+    mda_limits: MdaLimits = MdaLimits()
     scheduler_limits: SchedulerLimits = SchedulerLimits()
     max_deferred: int = 100  # envelopes held for destinations that do not answer
     admd: str = ""  # in Authentication-Results

@@ -23,6 +23,8 @@ SERVICES = {
     "helo": Service.DOMAIN,
     "mail-from": Service.MAILADDR,
     "rcpt-to": Service.MAILADDR,
+    "auth": Service.STRING,
+    "rdns": Service.DOMAIN,
 }
 
 
@@ -31,7 +33,9 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
 
     recipient: str
     source: Address | None = None  # None: made on this machine, no session
-    authenticated: bool = False
+    username: str = ""  # "" is nobody: not authenticated
+    tls: bool = False
+    rdns: str = ""  # name that the source's address resolves to; "" when there is none
     tag: str = ""
     helo: str = ""
     sender: str = ""  # "" is the null sender
@@ -79,7 +83,11 @@ class Ruleset:
             case "for", "local":
                 return self._domain(facts.recipient).lower() in self._local_names
             case "auth", "yes":
-                return facts.authenticated
+                return bool(facts.username)
+            case "tls", "yes":
+                return facts.tls
+            case "rdns", "yes":
+                return bool(facts.rdns)
         table = self._tables[criterion.table]
         service = Service.REGEX if criterion.regex else SERVICES[criterion.fact]
         return table.contains(service, self._asked(criterion.fact, facts))
@@ -103,6 +111,10 @@ class Ruleset:
                 return facts.tag
             case "helo":
                 return facts.helo
+            case "auth":
+                return facts.username
+            case "rdns":
+                return facts.rdns
         raise AssertionError(f"no table is asked about {fact}")
 
     def _domain(self, address: str) -> str:

@@ -61,12 +61,12 @@ def relay_host(url: str) -> RelayHost:
         raise ValueError(f'"{url}": unknown protocol "{scheme}"; there is {", ".join(get_args(RelayScheme))}')
     if found["label"] and scheme not in ("smtps", "smtp+tls"):
         raise ValueError(f'"{url}": a label is for smtps and smtp+tls only')
-    if scheme not in ("smtp", "smtp+notls"):
-        raise ValueError(f'"{url}": relaying over {scheme} is not supported yet')
-    port = 25
+    port = 465 if scheme == "smtps" else 25
+    if found["port"] is None and scheme == "lmtp":
+        raise ValueError(f'"{url}": lmtp needs a port')
     if found["port"] is not None:
         try:
             port = port_number(found["port"], lowest=1)
         except ValueError as error:
             raise ValueError(f'"{url}": {error}') from error
-    return RelayHost(found["host"].strip("[]"), port, cast(RelayScheme, scheme))
+    return RelayHost(found["host"].strip("[]"), port, cast(RelayScheme, scheme), found["label"] or "")

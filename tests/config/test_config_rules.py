@@ -35,10 +35,14 @@ def facts(
     sender: str = "alice@example.net",
     helo: str = "client.example.net",
     tag: str = "",
-    authenticated: bool = False,
+    username: str = "",
+    tls: bool = False,
+    rdns: str = "",
 ) -> Facts:
     address = None if source is None else ipaddress.ip_address(source)
-    return Facts(recipient=recipient, source=address, sender=sender, helo=helo, tag=tag, authenticated=authenticated)
+    return Facts(
+        recipient=recipient, source=address, sender=sender, helo=helo, tag=tag, username=username, tls=tls, rdns=rdns
+    )
 
 
 @pytest.mark.parametrize(
@@ -79,10 +83,15 @@ def facts(
         ("for any from any tag { in, out }", [facts(tag="out"), facts(tag="IN")], [facts(), facts(tag="inn")]),
         ("for any from any ! tag in", [facts()], [facts(tag="in")]),
         ('for any from any helo "*.example.net"', [facts()], [facts(helo="example.net"), facts(helo="")]),
-        ("for any from any auth", [facts(authenticated=True)], [facts()]),
-        ("for any from auth", [facts(authenticated=True)], [facts(), facts(source=None)]),
-        ("for any ! from auth", [facts()], [facts(authenticated=True)]),
-        ("for any auth", [facts(source=None, authenticated=True)], [facts(authenticated=True), facts(source=None)]),
+        ("for any from any auth", [facts(username="bob")], [facts()]),
+        ("for any from auth", [facts(username="bob")], [facts(), facts(source=None)]),
+        ("for any from any auth bob", [facts(username="bob")], [facts(username="eve"), facts()]),
+        ('for any from auth regex "^b"', [facts(username="bob")], [facts(username="eve"), facts()]),
+        ("for any from any tls", [facts(tls=True)], [facts()]),
+        ("for any from rdns", [facts(rdns="a.test")], [facts()]),
+        ('for any from rdns "*.a.test"', [facts(rdns="x.a.test")], [facts(rdns="a.test"), facts()]),
+        ("for any ! from auth", [facts()], [facts(username="bob")]),
+        ("for any auth", [facts(source=None, username="bob")], [facts(username="bob"), facts(source=None)]),
         (
             "from any tag in for domain example.org ! helo bad",
             [facts(tag="in")],
@@ -120,8 +129,8 @@ def test_the_first_match_wins_and_no_match_is_a_refusal(tmp_path: Path) -> None:
     assert chosen(rules, facts("x@c.org")) is None
 
 
-def test_no_rules_refuse_everything(tmp_path: Path) -> None:
-    assert Ruleset(config(tmp_path, "")).match(facts("bob@localhost", None)) is None
+def test_what_no_rule_takes_is_refused(tmp_path: Path) -> None:
+    assert Ruleset(config(tmp_path, "match for domain a.test action yes")).match(facts("bob@localhost", None)) is None
 
 
 def test_tables_in_files_and_tables_that_are_open(tmp_path: Path) -> None:
