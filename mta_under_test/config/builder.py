@@ -112,14 +112,22 @@ class Builder:
             what = str(cast(Node, option).data)
             if what == "dhe" and word.lower() not in DHE:
                 raise Mistake(word, f'"{word}" is not a choice for dhe; there is {", ".join(DHE)}')
-            said[what] = word.lower() if what == "dhe" else str(self._path.parent / word)
+            said[what] = word.lower() if what == "dhe" else str(self._readable(word))
         if "cert" in said and "key" in said:
             cert, key = Path(said["cert"]), Path(said["key"])
             self.names.pkis[name] = Pki(name, cert, key, cast(Any, said.get("dhe", "none")))
 
     def _ca(self, tree: Node) -> None:
         name = _host(cast(Token, tree.children[1]))
-        self.names.cas[name] = Ca(name, self._path.parent / last(cast(Node, tree.children[2])))
+        self.names.cas[name] = Ca(name, self._readable(last(cast(Node, tree.children[2]))))
+
+    def _readable(self, name: Token) -> Path:
+        path = self._path.parent / name
+        try:
+            path.read_bytes()
+        except OSError as error:
+            raise Mistake(name, f'cannot read "{name}": {error.strerror}') from error
+        return path
 
     # ---- settings
 

@@ -229,10 +229,13 @@ def test_certificates_filters_and_what_listeners_make_of_them(configure: Configu
         filter own proc-exec "own -x" group mail chroot "/var/empty"
         filter all chain { noname, spam, scanned }
         listen on 127.0.0.1 port 25 tls pki mx.test filter all
-        listen on 127.0.0.1 smtps pki mx.test ca own verify auth <people> senders { bob = "bob@a.test" } masquerade
+        listen on 127.0.0.1 smtps verify pki mx.test ca own auth <people> senders { bob = "bob@a.test" } masquerade
         listen on 127.0.0.1 port 587 tls-require verify pki mx.test auth-optional received-auth no-dsn proxy-v2
         listen on socket tag here filter { noname, own }
-        """.replace("smtps pki mx.test ca own verify", "smtps verify pki mx.test ca own")
+        """,
+        mx_pem="cert",
+        mx_key="key",
+        ca_pem="ca",
     )
     assert config.pkis == {"mx.test": Pki("mx.test", Path("mx.pem"), Path("mx.key"), "auto")}
     assert config.cas == {"own": Ca("own", Path("ca.pem"))}
@@ -264,8 +267,11 @@ def test_relays_with_tls_and_credentials(configure: Configure) -> None:
         action a relay host smtp+tls://me@mx.test auth { me = "me:secret" } pki me.test
         action b relay tls no-verify helo-src { 10.0.0.1 = a.test } src { 10.0.0.1, 10.0.0.2 }
         action c relay domain { a.test = "smtp://b.test:26" } mail-from "list@a.test"
+        mda wrapper w "/bin/nice"
         action d mda "/bin/mda %{sender}" wrapper w
-        """.replace("action d", 'mda wrapper w "/bin/nice"\n        action d')
+        """,
+        c_pem="cert",
+        k_pem="key",
     )
     a, b, c, d = (config.actions[name] for name in "abcd")
     assert isinstance(a, RelayAction)
@@ -409,7 +415,9 @@ BROKEN = [
         'smtpd.conf:1:1: expected "action", "admd", "bounce", "ca", "filter", "include", "listen", "match", "mda", '
         '"mta", "pki", "proc", "queue", "scheduler", "smtp", "table" or a string, got "="',
     ),
-    ("pki a.test cert x", 'smtpd.conf:1:5: pki "a.test" has no key; write pki a.test key and its file'),
+    ("pki a.test cert smtpd.conf", 'smtpd.conf:1:5: pki "a.test" has no key; write pki a.test key and its file'),
+    ("pki a.test cert x", 'smtpd.conf:1:17: cannot read "x": No such file or directory'),
+    ("ca own cert x", 'smtpd.conf:1:13: cannot read "x": No such file or directory'),
     ('pki "a b" cert x', 'smtpd.conf:1:5: "a b" is not the name of a host'),
     ("pki a.test dhe huge", 'smtpd.conf:1:16: "huge" is not a choice for dhe; there is none, auto, legacy'),
     ("filter x phase connect match rdns reject", "smtpd.conf:1:41: expected a string, got end of line"),
