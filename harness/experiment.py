@@ -249,6 +249,9 @@ class Experiment:
 
     def _look(self) -> Rest:
         rest = self._target.rest()
+        if self.scenario.hurry and not rest.busy and rest.backlog:
+            self._target.hurry()
+            return Rest({"messages put off": rest.backlog}, rest.backlog, rest.counters)
         if not rest.busy and (sessions := self._mx.open_sessions()):
             return Rest({"sessions at the remote MX": sessions}, rest.backlog, rest.counters)
         return rest

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from types import ModuleType
+from typing import Literal
 
 from reports.record import Promise, Work
 
@@ -56,10 +57,40 @@ class Message:
 
 
 @dataclass(frozen=True)
-class SessionPlan:
-    """One inbound session, from greeting to QUIT: its messages in order, all in the one connection."""
+class Step:
+    """One thing that a raw client does: it waits, sends, and reads one answer. Raises ValueError for no digit."""
 
-    messages: tuple[Message, ...]
+    send: bytes = b""  # as it stands; `{id}` in it becomes the Message-ID of the session's next message
+    expect: str = "2"  # first digits that the answer may begin with; "" reads no answer
+    pause_s: float = 0.0  # before it sends
+    piece_bytes: int = 0  # sent in pieces of so many bytes, with the pause before each; 0: at once
+    accepts: bool = False  # a positive answer takes a message over
+
+    def __post_init__(self) -> None:
+        if not set(self.expect) <= set("2345"):
+            raise ValueError(f"{self.expect!r}: an SMTP answer begins with 2, 3, 4 or 5")
+
+
+End = Literal["quit", "fin", "rst", "silence"]
+
+
+@dataclass(frozen=True)
+class SessionPlan:
+    """One inbound session: messages in order, all in the one connection, then QUIT; or what a raw client does.
+
+    A raw client begins with the connection alone: its first step reads the greeting, or does not. `silence` is a client
+    that says nothing for a while, and is then gone (RST) as if its host had been restarted.
+    """
+
+    messages: tuple[Message, ...] = ()
+    steps: tuple[Step, ...] = ()
+    end: End = "quit"  # of a raw client
+
+    def __post_init__(self) -> None:
+        if self.messages and self.steps:
+            raise ValueError("a session has messages or steps, not both")
+        if self.end != "quit" and not self.steps:
+            raise ValueError(f"only a raw client ends by {self.end}; give it steps")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +106,7 @@ class Scenario:
     refuses: str = ""  # policy text of the refusing remote MX; empty: it accepts
     promises: tuple[Promise, ...] = ()  # without this work the run says nothing
     hold_backlog: bool = False  # the remote MX greets nobody during a dose; so its outbound session is certainly reused
+    hurry: bool = False  # what the target puts off is tried again at once, until nothing waits
     portion: int | None = None  # the target is drained after every so many units; None: after the whole dose
     memory: bool = True  # the memory phase is worth running
     path: str = ""  # the file that it was loaded from; `load` fills it in

@@ -16,6 +16,7 @@ from typing import cast
 
 from aiosmtplib import SMTP, SMTPException, SMTPResponse, SMTPResponseException
 
+from harness.load import dialogue
 from harness.load.tally import Exchange, Outcome, Ticket
 from harness.scenario import SENDER_DOMAIN, Message
 
@@ -39,20 +40,26 @@ async def hold(address: tuple[str, int], ticket: Ticket) -> Outcome:
     if left_s <= 0:
         outcome.exchanges.append(Exchange("CONNECT", time.time(), 0.0, "not begun when the session's time was over"))
         return outcome
+    if ticket.plan.steps:
+        try:
+            await dialogue.hold(address, ticket, outcome)
+        except TimeoutError:
+            assert outcome.exchanges[-1].error, "a session that ends early says why"
+        return outcome
     # No time-out of aiosmtplib's: it uses asyncio.wait_for, which before Python 3.12 forgets a cancellation that comes
     # together with the answer; the session would then wait for ever, and its socket stay open.
     client = SMTP(hostname=host, port=port, local_hostname=LOCAL_HOSTNAME, start_tls=False, timeout=None)
-    dialogue = _Dialogue(client, outcome)
+    conversation = _Dialogue(client, outcome)
     try:
         async with asyncio.timeout(left_s):
-            await dialogue.whole(ticket)
+            await conversation.whole(ticket)
     except (_Broken, TimeoutError):
         assert outcome.exchanges[-1].error, "a session that ends early says why"
     finally:
         client.close()
-        if dialogue.transport is not None:
+        if conversation.transport is not None:
             # A transport that is only closed first sends what is buffered, for ever if the server does not read.
-            dialogue.transport.abort()
+            conversation.transport.abort()
         # The loop closes the descriptor in its next turn. Whoever counts descriptors after us must not find it.
         await asyncio.sleep(0)
     return outcome

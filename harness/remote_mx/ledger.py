@@ -40,7 +40,7 @@ class LedgerReport(msgspec.Struct):
 
     listeners: dict[str, ListenerReport] = msgspec.field(default_factory=dict)
     delivered: dict[str, list[str]] = msgspec.field(default_factory=dict)  # Message-ID -> recipients, repeats kept
-    bounced: set[str] = msgspec.field(default_factory=set)  # Message-IDs that a bounce returned
+    bounced: set[str] = msgspec.field(default_factory=set)  # Message-IDs that a bounce returned, accepted or refused
     duplicated: set[str] = msgspec.field(default_factory=set)  # Message-IDs that reached a recipient more than once
     without_id: int = 0  # accepted messages that cannot be told apart
 
@@ -96,8 +96,15 @@ class Ledger:
                 report.duplicated.add(message_id)
         else:
             report.without_id += 1
+        self._note_bounce(transaction)
+
+    def turn_away(self, transaction: Transaction) -> None:
+        """A message is refused for good. A bounce among them has told its story, and nobody owes it another chance."""
+        self._note_bounce(transaction)
+
+    def _note_bounce(self, transaction: Transaction) -> None:
         if not transaction.sender and (returned := returned_message_id(bytes(transaction.kept))):
-            report.bounced.add(returned)
+            self._report.bounced.add(returned)
 
     def report(self) -> LedgerReport:
         """The books as they are now; the next delivery changes them."""
@@ -132,9 +139,12 @@ class Account:
         self._current.refusal = refusal
         self._totals.refused_recipients += 1
 
-    def refuse_whole(self, refusal: str) -> None:
+    def refuse_whole(self, refusal: str, *, returned: bool = False) -> None:
+        """`returned`: the whole message was seen and refused for good; if it was a bounce, that was its last chance."""
         self._current.whole_refused = True
         self._current.refusal = refusal
+        if returned:
+            self._ledger.turn_away(self._current)
 
     def deliver(self) -> None:
         self._current.is_delivered = True

@@ -247,7 +247,7 @@ class Session(asyncio.Protocol):
                 if reply.positive:
                     account.deliver()
                 else:
-                    account.refuse_whole(str(reply))
+                    account.refuse_whole(str(reply), returned=reply.permanent)
                 return True
             case server.Reset() | server.Hello() if reply.positive:
                 return True

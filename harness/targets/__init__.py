@@ -54,5 +54,8 @@ class Target(Protocol):
     def rest(self) -> Rest:
         """Raises TargetError when the target cannot be asked."""
 
+    def hurry(self) -> None:
+        """Try everything that waits again now. Raises TargetError when the target cannot be asked."""
+
     def deaths(self) -> list[Incident]:
         """Processes that ended though nobody asked them to."""

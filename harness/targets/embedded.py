@@ -19,6 +19,7 @@ import psutil
 from harness import agent
 from harness.targets import Rest, TargetError
 from mta_under_test.ipc.client import ControlClient, ControlError
+from mta_under_test.ipc.messages import Kind
 from reports.record import Incident
 
 START_TIMEOUT_S = 20.0
@@ -174,6 +175,14 @@ class Embedded:
         busy = {name: counters[name] for name in BUSY if counters[name]}
         waiting = counters["scheduler.envelope"] - counters["scheduler.envelope.inflight"]
         return Rest(busy, waiting, counters)
+
+    def hurry(self) -> None:
+        if self._control is None:
+            raise TargetError("the target is not running")
+        try:
+            self._control.ask(Kind.SCHEDULE, 0)
+        except ControlError as error:
+            raise TargetError(str(error)) from error
 
     def deaths(self) -> list[Incident]:
         if self._process is None or self._stopping or self._process.poll() is None:

@@ -1,0 +1,133 @@
+"""The raw client: says what it is told to, byte by byte, and leaves as no well-behaved client would.
+
+Owns: one socket, closed on every exit, by FIN, by RST, or late. Never: corrects what it is told to say.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+import time
+from collections.abc import Awaitable
+
+from harness.load.tally import Exchange, Outcome, Ticket
+from harness.scenario import SENDER_DOMAIN, Step
+
+ANSWER_BYTES = 1 << 16  # of one answer; a server that says more is not answering
+SILENCE_S = 1.0
+_LINGER = struct.pack("ii", 1, 0)  # close() sends RST (socket(7), SO_LINGER)
+
+
+class _Over(Exception):
+    """The session cannot go on; the exchange in hand has said why."""
+
+
+async def hold(address: tuple[str, int], ticket: Ticket, outcome: Outcome) -> None:
+    """Do the steps of `ticket` with the server at `address`. Never raises for what a server or a network does.
+
+    Raises TimeoutError when the ticket's time is over.
+    """
+    family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as sock:
+        async with asyncio.timeout(max(0.0, ticket.deadline - time.monotonic())):
+            client = _Client(sock, ticket.name, outcome)
+            try:
+                await client.connect(address)
+                for step in ticket.plan.steps:
+                    await client.do(step)
+                outcome.finished = True
+                await client.leave(ticket.plan.end)
+            except _Over:
+                assert outcome.exchanges[-1].error, "a session that ends early says why"
+
+
+class _Client:
+    def __init__(self, sock: socket.socket, name: str, outcome: Outcome) -> None:
+        self._socket = sock
+        self._loop = asyncio.get_running_loop()
+        self._name = name
+        self._outcome = outcome
+        self._received = bytearray()
+
+    async def connect(self, address: tuple[str, int]) -> None:
+        await self._timed("CONNECT", self._connected(address))
+        self._outcome.greeted = True  # somebody accepted the connection
+
+    async def _connected(self, address: tuple[str, int]) -> str:
+        await self._loop.sock_connect(self._socket, address)
+        return ""
+
+    async def do(self, step: Step) -> None:
+        verb = step.send[:4].decode("ascii", "replace").strip().upper() or "GREETING"
+        if verb == "MAIL":
+            self._outcome.messages += 1
+        await self._timed(verb if verb.isalpha() else "DATA", self._done(step))
+
+    async def _done(self, step: Step) -> str:
+        message_id = f"{self._name}.{len(self._outcome.accepted)}@{SENDER_DOMAIN}"
+        data = step.send.replace(b"{id}", message_id.encode("ascii"))
+        size = step.piece_bytes or max(1, len(data))
+        for start in range(0, max(1, len(data)), size):
+            if step.pause_s:
+                await asyncio.sleep(step.pause_s)
+            await self._loop.sock_sendall(self._socket, data[start : start + size])
+        if not step.expect:
+            return ""
+        answer = await self._answer()
+        if answer[:1] not in step.expect:
+            return f"{answer.strip()[:200]} (the scenario expects {'xx or '.join(step.expect)}xx)"
+        if step.accepts and answer[:1] == "2":
+            self._outcome.accepted.append(message_id)
+        if step.send[:4].upper() == b"RCPT" and answer[:1] == "5":
+            self._outcome.refused_recipients += 1
+        return ""
+
+    async def leave(self, end: str) -> None:
+        if end == "quit":
+            await self.do(Step(b"QUIT\r\n"))
+        elif end == "rst":
+            self._reset()
+        elif end == "silence":
+            await self._be_silent()
+            self._reset()
+
+    def _reset(self) -> None:
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER)
+
+    async def _be_silent(self) -> None:
+        """Say nothing, until the server ends the session or a while has passed."""
+        try:
+            async with asyncio.timeout(SILENCE_S):
+                while await self._loop.sock_recv(self._socket, ANSWER_BYTES):
+                    pass
+        except (TimeoutError, OSError):
+            return
+
+    async def _answer(self) -> str:
+        """One reply, all its lines (RFC 5321 §4.2). Raises OSError when there is none."""
+        while True:
+            lines = bytes(self._received).split(b"\r\n")
+            for number, line in enumerate(lines[:-1]):
+                if line[3:4] != b"-":
+                    del self._received[: sum(len(one) + 2 for one in lines[: number + 1])]
+                    return line.decode("ascii", "replace")
+            if len(self._received) > ANSWER_BYTES:
+                raise OSError("the answer has no end")
+            data = await self._loop.sock_recv(self._socket, ANSWER_BYTES)
+            if not data:
+                raise OSError("the server closed the connection")
+            self._received += data
+
+    async def _timed(self, name: str, work: Awaitable[str]) -> None:
+        began, clock = time.time(), time.perf_counter()
+        error = "cut off: not answered when the session's time was over"
+        try:
+            error = await work
+        except OSError as broken:
+            error = str(broken) or type(broken).__name__
+            raise _Over from broken
+        finally:
+            self._outcome.exchanges.append(Exchange(name, began, time.perf_counter() - clock, error))
+        if error:
+            raise _Over

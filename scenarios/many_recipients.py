@@ -1,0 +1,49 @@
+"""many-recipients: messages to a hundred recipients, some of whom the target and some of whom the remote MX refuses.
+
+seatbelt run many-recipients
+locust -f scenarios/many_recipients.py --host smtp://127.0.0.1:2525 --headless -u 5 -t 10s
+"""
+
+from __future__ import annotations
+
+from random import Random
+
+from harness.load import locust_user
+from harness.scenario import (
+    ACCEPTED_DOMAIN,
+    DEFAULT_SENDER,
+    REFUSED_DOMAIN,
+    UNROUTED_DOMAIN,
+    Message,
+    Scenario,
+    SessionPlan,
+)
+from reports.record import Promise
+
+RECIPIENTS = 100
+
+
+def session(random: Random, units: int) -> SessionPlan:
+    def addressed() -> Message:
+        refused = random.randrange(RECIPIENTS // 2)
+        recipients = [f"user{number}@{ACCEPTED_DOMAIN}" for number in range(RECIPIENTS - refused)]
+        recipients += [f"user{number}@{REFUSED_DOMAIN}" for number in range(refused)]
+        random.shuffle(recipients)
+        nobody = tuple(f"nobody{number}@{UNROUTED_DOMAIN}" for number in range(random.randrange(5)))
+        return Message(DEFAULT_SENDER, tuple(recipients), refused=nobody)
+
+    return SessionPlan(tuple(addressed() for _ in range(units)))
+
+
+SCENARIO = Scenario(
+    name="many-recipients",
+    story="Messages to a hundred recipients each: some are delivered, some refused here, some refused far away.",
+    unit="message",
+    session=session,
+    units_per_session=2,
+    first_dose=4,
+    refuses=f"rcpt@{REFUSED_DOMAIN}=550",
+    promises=(Promise("delivered", 60, advice="see in the target's log why mail was not delivered"),),
+)
+
+User = locust_user(SCENARIO)
