@@ -226,22 +226,12 @@ class Builder:
         self._actions[common["name"]] = make(kind, common)
 
     def _relay(self, options: dict[str, Node], common: dict[str, Any]) -> RelayAction:
-        if "host" in options and "backup" in options:
-            raise Mistake(_first(options["backup"]), '"backup" and "host" exclude each other')
         if "host" in options:
             common["host"] = _value(_only(options["host"]), values.relay_host)
-        if "backup" in options:
-            mx = options["backup"].children[2]
-            common |= {"backup": True, "backup_mx": str(mx or "")}
-        for option in ("helo", "mail_from"):
-            if option in options:
-                common[option] = str(_last(options[option]))
+        if "helo" in options:
+            common["helo"] = str(_last(options["helo"]))
         if "src" in options:
-            tables = cast(Node, options["src"].children[1])
-            if cast(Token, tables.children[0]).type == "STRING":
-                common["src"] = _value(_only(options["src"]), lambda text: str(ip_address(text)))
-            else:
-                common["src_table"] = self._used(tables, Service.NETADDR)
+            common["src"] = _value(_only(options["src"]), lambda text: str(ip_address(text)))
         return RelayAction(**common)
 
     # ---- rules

@@ -54,10 +54,6 @@ class RelayAction(Action, frozen=True, kw_only=True):
     host: RelayHost | None = None  # None: the recipient domain's mail exchangers
     helo: str = ""  # "" is the server's name
     src: str = ""  # address to connect from; "" is the kernel's choice
-    src_table: str = ""  # … or a table of them
-    mail_from: str = ""  # sender in the place of the envelope's
-    backup: bool = False
-    backup_mx: str = ""  # the name in MX records that is ours; "" is the server's
 
 
 class LocalAction(Action, frozen=True, kw_only=True):

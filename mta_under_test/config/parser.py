@@ -22,7 +22,7 @@ NOT_YET = {
     "listen": _TLS
     | {"auth", "auth-optional", "filter", "hostnames", "no-dsn", "proxy-v2", "received-auth", "senders", "smtps"}
     | {"tls-require"},
-    "action": _TLS | {"auth", "domain", "filter", "helo-src", "srs", "wrapper"},
+    "action": _TLS | {"auth", "backup", "domain", "filter", "helo-src", "mail-from", "srs", "wrapper"},
     "match": frozenset({"rdns", "tls"}),
     "queue": frozenset({"compression", "encryption"}),
     "smtp": frozenset({"ciphers", "sub-addr-delim"}),
