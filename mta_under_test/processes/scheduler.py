@@ -20,6 +20,7 @@ from mta_under_test.processes.process import Process, takes
 
 BATCH_ENVELOPES = 1024
 RETRY_BASE_S = {Delivery.MTA: 800, Delivery.MDA: 10}  # BACKOFF_TRANSFER, BACKOFF_DELIVERY of scheduler_ramqueue.c
+STALE_PAIRS = 16  # that the heap may hold beyond two for each envelope
 LIST_ENVELOPES = 256  # entries in one answer to LIST_EVPIDS
 
 
@@ -75,6 +76,7 @@ class Scheduler(Process):
             "scheduler.envelope": len(self._entries),
             "scheduler.envelope.inflight": self._in_flight,
             "scheduler.envelope.due": self._due_now(),
+            "scheduler.ramqueue.pairs": len(self._due),
             "scheduler.paused.mta": int(Delivery.MTA in self._paused),
         }
 
@@ -115,6 +117,8 @@ class Scheduler(Process):
         if entry is not None and entry.state is State.IN_FLIGHT:
             self._landed(entry)
         self.stats[_FATES[Fate(fate)]] += 1
+        if not self._entries:
+            self._due.clear()
 
     # ---- from control
 
@@ -178,6 +182,11 @@ class Scheduler(Process):
 
     def _wait(self, entry: Entry) -> None:
         heapq.heappush(self._due, (min(entry.next, entry.expires), entry.evpid))
+        # Pairs of envelopes that are gone, or were put forward by `smtpctl schedule`, would wait for their time: hours.
+        if len(self._due) > 2 * len(self._entries) + STALE_PAIRS:
+            pending = [entry for entry in self._entries.values() if entry.state is State.PENDING]
+            self._due = [(min(entry.next, entry.expires), entry.evpid) for entry in pending]
+            heapq.heapify(self._due)
 
     def _landed(self, entry: Entry) -> None:
         entry.state = State.PENDING

@@ -94,7 +94,7 @@ class Smtp(Process):
 
     def _accept(self, listener: Listener, sock: socket.socket) -> None:
         try:
-            connection, _ = sock.accept()
+            connection, source = sock.accept()
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
                 # A listening socket stays readable: without a pause this would spin (Stalwart aad2cbcd).
@@ -107,4 +107,4 @@ class Smtp(Process):
         session = self.session_class(self, listener, next(self._session_ids))
         self.sessions.add(session)
         self.stats["smtp.session.total"] += 1
-        self.spawn(session.run(connection), f"smtp session {session.id:016x}")
+        self.spawn(session.run(connection, source[:2]), f"smtp session {session.id:016x}")

@@ -98,7 +98,9 @@ class Session:
         self.hello = ""
         self.extended = False
 
-    async def run(self, connection: socket.socket) -> None:
+    async def run(self, connection: socket.socket, source: tuple[str, int]) -> None:
+        """`source`: address and port of the client, as accept(2) gave them; it may be gone by now."""
+        self.stream.peer = source
         try:
             await asyncio.get_running_loop().connect_accepted_socket(lambda: self.stream, connection)
         except OSError:

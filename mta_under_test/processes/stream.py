@@ -84,8 +84,9 @@ class Stream(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         self._transport.set_write_buffer_limits(high=_WRITE_HIGH_BYTES)
-        self.peer = transport.get_extra_info("peername")[:2]
-        self.local = transport.get_extra_info("sockname")[:2]
+        # A peer that has reset the connection by now has no name any more (getpeername(2), ENOTCONN).
+        self.peer = (transport.get_extra_info("peername") or self.peer)[:2]
+        self.local = (transport.get_extra_info("sockname") or self.local)[:2]
 
     def data_received(self, data: bytes) -> None:
         self._arrived.append(data)

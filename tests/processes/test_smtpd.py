@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,7 +15,9 @@ import psutil
 import pytest
 
 from harness.remote_mx.process import RemoteMX
+from mta_under_test.ipc.messages import Kind
 from mta_under_test.processes.parent import ROLES
+from mta_under_test.processes.scheduler import STALE_PAIRS
 from tests.processes.daemon import CONFIGURATION, Smtpd, until
 
 StartSmtpd = Callable[..., Smtpd]
@@ -186,6 +189,41 @@ def test_a_client_that_vanishes_in_mid_message_leaves_nothing(smtpd: Smtpd) -> N
     until(lambda: not list(smtpd.spool.glob("incoming/*")), "an empty incoming/")
     for role, links in before.items():
         until(lambda role=role, links=links: sorted(smtpd.descriptors(role)) == links, f"{role}'s descriptors")
+
+
+@pytest.mark.parametrize("said", [b"", b"EHLO x\r\nMAIL FROM:<a@sender.test>\r\nRCPT TO:<x@accepted.test>\r\n"])
+def test_clients_that_reset_at_once_are_only_gone(smtpd: Smtpd, said: bytes) -> None:
+    for _ in range(50):
+        with socket.create_connection(("127.0.0.1", smtpd.ports[0])) as client:
+            client.sendall(said)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    until(smtpd.at_rest, "rest")
+    assert smtpd.process.poll() is None, smtpd.log()
+    smtpd.send("x@accepted.test")
+
+
+def test_a_remote_mx_that_resets_at_once_defers(smtpd: Smtpd, mx: RemoteMX) -> None:
+    mx.set_policy("refusing", "connect=drop/2")
+    for number in range(8):
+        smtpd.send("x@accepted.test", text=message(number))
+    until(lambda: len(mx.ledger().delivered) == 8, "delivery")
+    assert mx.ledger().listeners["refusing"].dropped_sessions > 0
+    until(smtpd.at_rest, "rest")
+
+
+def test_what_is_put_forward_does_not_wait_for_its_old_time(smtpd: Smtpd, mx: RemoteMX) -> None:
+    mx.set_policy("refusing", "rcpt=451")
+    smtpd.send("x@accepted.test", text=message(9))
+    with smtpd.control() as control:
+        for _ in range(20):
+            until(lambda: smtpd.stats()["scheduler.envelope.inflight"] == 0, "the try's end")
+            control.ask(Kind.SCHEDULE, 0)
+        until(lambda: smtpd.stats()["scheduler.envelope.inflight"] == 0, "the try's end")
+        assert smtpd.stats()["scheduler.ramqueue.pairs"] <= 2 + STALE_PAIRS
+        mx.set_policy("refusing", "")
+        control.ask(Kind.SCHEDULE, 0)
+    until(smtpd.at_rest, "rest")
+    assert smtpd.stats()["scheduler.ramqueue.pairs"] == 0
 
 
 def test_pause_mta_holds_mail_and_resume_lets_it_go(smtpd: Smtpd, mx: RemoteMX) -> None:
