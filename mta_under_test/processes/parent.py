@@ -25,6 +25,7 @@ from mta_under_test.ipc.messages import Kind
 from mta_under_test.processes.control import Control
 from mta_under_test.processes.delivery import Delivery
 from mta_under_test.processes.lookup import Lookup
+from mta_under_test.processes.parent_services import Services
 from mta_under_test.processes.process import Process, Sockets, Start, takes
 from mta_under_test.processes.queue import Queue
 from mta_under_test.processes.scheduler import Scheduler
@@ -42,8 +43,10 @@ PAIRS = (
     ("queue", "transfer"),
     ("queue", "delivery"),
     ("transfer", "lookup"),
+    ("delivery", "lookup"),
 )
 STOP_TIMEOUT_S = 5.0
+DELIVERY_TIMEOUT_S = 1.0  # for local deliveries to end in, when we are told to stop
 
 logger = logging.getLogger("smtpd")
 
@@ -60,7 +63,7 @@ BIRTHS: Mapping[str, Birth] = {
 }
 
 
-class Parent(Process):
+class Parent(Services):
     role: ClassVar[str] = "parent"
 
     def __init__(self, start: Start, sockets: Sockets, children: Mapping[int, str]) -> None:
@@ -86,6 +89,7 @@ class Parent(Process):
     async def finish(self) -> None:
         """End every child, gently first: its channel to us closes. None outlives us."""
         self._stopping = True
+        await self.deliveries.close(DELIVERY_TIMEOUT_S)
         for channel in self.channels.values():
             channel.close()
         deadline = asyncio.get_running_loop().time() + STOP_TIMEOUT_S
@@ -98,7 +102,7 @@ class Parent(Process):
             await asyncio.sleep(0.005)
 
     def gauges(self) -> dict[str, int]:
-        return {"parent.children": len(self._children)}
+        return {"parent.children": len(self._children), "parent.mda": len(self.deliveries)}
 
     @takes(Kind.SHUTDOWN)
     def shutdown(self, peer: str, message: Message) -> None:

@@ -75,6 +75,7 @@ class Scheduler(Process):
             "scheduler.envelope": len(self._entries),
             "scheduler.envelope.inflight": self._in_flight,
             "scheduler.envelope.due": self._due_now(),
+            "scheduler.paused.mda": int(Delivery.MDA in self._paused),
             "scheduler.paused.mta": int(Delivery.MTA in self._paused),
         }
 
