@@ -8,13 +8,13 @@ before is not walked twice, and any node that fails fails the recipient, so that
 from __future__ import annotations
 
 import logging
-import re
 from collections import deque
 from typing import NamedTuple, Protocol
 
 from mta_under_test.config import Action, ExpandOnlyAction, ForwardOnlyAction, LocalAction, RelayAction
 from mta_under_test.tables import Table, TableError, UserInfo
 from mta_under_test.tables.expansion import BadNode, Node, NodeKind, alias_of, parse_nodes, virtual_of
+from mta_under_test.wire.address import split_address
 
 MAX_DEPTH = 10  # EXPAND_DEPTH
 MAX_NODES = 100
@@ -118,9 +118,7 @@ class Expansion:
             self._deliveries.append(Remote(action, address))
             return
         assert isinstance(action, LocalAction)
-        local, _, domain = address.rpartition("@") if "@" in address else (address, "", "")
-        if local.startswith('"'):
-            local = re.sub(r"\\(.)", r"\1", local[1:-1])
+        local, domain = split_address(address)
         local = local.lower()
         here = place._replace(action=action, dest=address)
         if not action.virtual:

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 
 import msgspec
 
+from mta_under_test.wire.address import split_address
+
 _ESCAPED = re.compile(r"[!#$%&'*/?`{|}~\x00-\x1f\x7f]")
 _PIECE = re.compile(r"%%|%\{([^}]*)\}")
 _TOKEN = re.compile(r"([a-z.]+)(?:\[(-?\d{1,4})?(:)?(-?\d{1,4})?\])?(?::([a-z|]+))?", re.IGNORECASE)
@@ -140,8 +142,6 @@ def _fact(name: str, job: Job, mda: str) -> tuple[str, bool]:
             return str(getattr(job, name)), False
     whole, _, part = name.partition(".")
     if whole in ("sender", "rcpt", "dest") and part in ("user", "domain"):
-        user, at, domain = str(getattr(job, whole)).rpartition("@")
-        if not at:
-            user, domain = domain, ""
+        user, domain = split_address(str(getattr(job, whole)))
         return (user if part == "user" else domain), False
     raise FormatError(f"%{{{name}}} is no specifier")

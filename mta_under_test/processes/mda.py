@@ -29,6 +29,7 @@ from mta_under_test.processes import mda_agents
 from mta_under_test.processes.format import FormatError, Job, arguments, fill
 from mta_under_test.processes.forward import groups_of
 from mta_under_test.processes.privileges import NOBODY, die_with_parent
+from mta_under_test.wire.address import split_address
 
 MAIL_DIRECTORY = "/var/mail"
 PATH = "/usr/bin:/bin:/usr/sbin:/sbin:/usr/local/bin"
@@ -240,7 +241,7 @@ def _group_of(directory: str) -> int | None:
 
 def environment(job: Job) -> dict[str, str]:
     """What a program finds, as mda_unpriv.c of OpenSMTPD has it. Nothing of our own environment."""
-    local, _, domain = job.dest.rpartition("@")
+    local, domain = split_address(job.dest)
     given = {
         "PATH": PATH,
         "DOMAIN": domain,

@@ -29,6 +29,8 @@ _NAMES = {
     76: ("5.5.0", "remote error in protocol"),
     77: ("5.7.0", "permission denied"),
     78: ("5.3.5", "local configuration error"),
+    126: ("4.3.5", "a command cannot be run"),  # 126 and 127: what a shell makes of a program that is not there
+    127: ("4.3.5", "a command was not found"),
 }
 _NOT_TEXT = re.compile(r"[\x00-\x1f\x7f]")
 
