@@ -281,7 +281,8 @@ def test_an_address_can_inject_nothing_into_a_command(start_smtpd: StartSmtpd, p
     smtpd = start_smtpd(
         LISTEN
         + place.userbase("bob")
-        + f'table v {{ "@here.test" = bob }}\naction "local" mda "{program} %{{dest.user}}" virtual <v> userbase <users>\n'
+        + 'table v { "@here.test" = bob }\n'
+        + f'action "local" mda "{program} %{{dest.user}}" virtual <v> userbase <users>\n'
         + MATCH
     )
     smtpd.send('"; touch x; $(id) `id`"@here.test')
