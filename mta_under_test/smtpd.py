@@ -1,10 +1,11 @@
 """smtpd: the mail server's command.
 
-    smtpd [-dnv] [-f smtpd.conf] [-T subsystem]... [--spool DIR] [--socket PATH]
+    smtpd [-dnv] [-f smtpd.conf] [-T subsystem]... [--spool DIR] [--socket PATH] [--user NAME]
 
 -d stay in the foreground and log to standard error · -n check the configuration and exit · -v log more ·
 -f the configuration · -T trace a subsystem from the start (to the log) · --spool where the queue lives ·
---socket the control socket.
+--socket the control socket ·
+--user whom the processes become that need no rights, when root starts it (root: nobody else).
 
 Exit status: 0 stopped as asked, or the configuration is valid; 1 a process died; 2 usage, configuration, or a port
 that is taken. smtpd(8) of OpenSMTPD is the model.
@@ -23,8 +24,9 @@ from pathlib import Path
 
 from mta_under_test.config import Config, ConfigError, Listener, load
 from mta_under_test.ipc.messages import Kind
-from mta_under_test.processes import parent
+from mta_under_test.processes import parent, privileges
 from mta_under_test.processes.control import WATCHED
+from mta_under_test.processes.privileges import Drop, PrivilegeError
 from mta_under_test.processes.process import Start
 from mta_under_test.spool import Spool, SpoolError
 
@@ -48,8 +50,11 @@ def main(argv: Sequence[str] | None = None, births: Mapping[str, parent.Birth] =
             print("configuration OK", file=sys.stderr)
             return 0
         Spool(options.spool)
-        start = _bind_all(config, options)
-    except (ConfigError, StartError, SpoolError) as error:
+        drop = privileges.plan(options.user)
+        if drop is not None:
+            privileges.own_spool(options.spool, drop.queue)
+        start = _bind_all(config, options, drop)
+    except (ConfigError, StartError, SpoolError, PrivilegeError) as error:
         print(error, file=sys.stderr)
         return 2
     _log_to(options)
@@ -76,10 +81,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--spool", type=Path, default=DEFAULT_SPOOL, metavar="DIR", help="the queue [%(default)s]")
     parser.add_argument("--socket", type=Path, default=DEFAULT_SOCKET, metavar="PATH", help="control [%(default)s]")
+    parser.add_argument("--user", metavar="NAME", help="whom processes without rights become [_smtpd, or nobody]")
     return parser
 
 
-def _bind_all(config: Config, options: argparse.Namespace) -> Start:
+def _bind_all(config: Config, options: argparse.Namespace, drop: Drop | None) -> Start:
     """Bind everything, or nothing. Raises StartError."""
     known = WATCHED[Kind.TRACE]
     for name in options.T:
@@ -88,7 +94,7 @@ def _bind_all(config: Config, options: argparse.Namespace) -> Start:
     traced = frozenset(known if "all" in options.T else options.T)
     bound: list[tuple[Listener, socket.socket]] = []
     control = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    start = Start(config, options.spool, control, bound, traced)
+    start = Start(config, options.spool, control, bound, traced, drop)
     try:
         for listener in config.listeners:
             bound.append((listener, _bind(listener)))

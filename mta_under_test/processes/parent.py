@@ -26,6 +26,7 @@ from mta_under_test.processes.control import Control
 from mta_under_test.processes.delivery import Delivery
 from mta_under_test.processes.lookup import Lookup
 from mta_under_test.processes.parent_services import Services
+from mta_under_test.processes.privileges import enter, load_late_things
 from mta_under_test.processes.process import Process, Sockets, Start, takes
 from mta_under_test.processes.queue import Queue
 from mta_under_test.processes.scheduler import Scheduler
@@ -134,6 +135,8 @@ def serve(start: Start, births: Mapping[str, Birth] = BIRTHS) -> int:
     ends: dict[str, dict[str, socket.socket]] = {role: {} for role in ("parent", *ROLES)}
     for one, other in PAIRS:
         ends[one][other], ends[other][one] = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    if start.drop is not None:
+        load_late_things()
     # What lives now lives in all of them: out of the collector's sight, its pages stay shared (gc.freeze's purpose).
     gc.collect()
     gc.freeze()
@@ -164,7 +167,10 @@ def _be(role: str, start: Start, ends: Mapping[str, Sockets], birth: Birth) -> N
         if role != "smtp":
             for _, sock in start.smtp:
                 sock.close()
-        status = birth(start, ends[role]).run()
+        process = birth(start, ends[role])
+        if start.drop is not None:
+            process.spool_root = enter(start.drop, role, start.spool)
+        status = process.run()
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else 1
     except Exception:

@@ -112,7 +112,7 @@ def own_spool(spool: Path, account: Account) -> None:
     """
     try:
         os.chown(spool, 0, account.gid)
-        spool.chmod(0o711)
+        spool.chmod(0o751)  # queue syncs it, for which it has to read it; others go through it, to offline
         for path in spool.iterdir():
             found = path.lstat()
             if not stat.S_ISDIR(found.st_mode):

@@ -25,6 +25,7 @@ import uvloop
 from mta_under_test.config import Config, Listener
 from mta_under_test.ipc.channel import Channel, Message
 from mta_under_test.ipc.messages import Kind
+from mta_under_test.processes.privileges import Drop
 
 Handler = Callable[[Any, str, Message], None]
 Sockets = Mapping[str, socket.socket]  # by the name of the process at the other end
@@ -56,11 +57,14 @@ class Start:
     control: socket.socket
     smtp: Sequence[tuple[Listener, socket.socket]]
     traced: frozenset[str] = frozenset()  # subsystems traced to the log from the start (smtpd -T)
+    drop: Drop | None = None  # who the children become; None: who we are
 
     def close_sockets(self) -> None:
         self.control.close()
         for _, sock in self.smtp:
             sock.close()
+        if self.drop is not None:
+            self.drop.close()
 
 
 class Process:
