@@ -26,6 +26,7 @@ from mta_under_test.config import Config, ConfigError, Listener, load
 from mta_under_test.ipc.messages import Kind
 from mta_under_test.processes import parent, privileges
 from mta_under_test.processes.control import WATCHED
+from mta_under_test.processes.listening import BACKLOG, ListenError, bind
 from mta_under_test.processes.privileges import Drop, PrivilegeError
 from mta_under_test.processes.process import Start
 from mta_under_test.spool import Spool, SpoolError
@@ -33,7 +34,6 @@ from mta_under_test.spool import Spool, SpoolError
 DEFAULT_CONFIG = Path("/etc/smtpd.conf")
 DEFAULT_SPOOL = Path("/var/spool/smtpd")
 DEFAULT_SOCKET = Path("/var/run/smtpd.sock")
-BACKLOG = 128
 
 logger = logging.getLogger("smtpd")
 
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None, births: Mapping[str, parent.Birth] =
         if drop is not None:
             privileges.own_spool(options.spool, drop.queue)
         start = _bind_all(config, options, drop)
-    except (ConfigError, StartError, SpoolError, PrivilegeError) as error:
+    except (ConfigError, StartError, ListenError, SpoolError, PrivilegeError) as error:
         print(error, file=sys.stderr)
         return 2
     _log_to(options)
@@ -86,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _bind_all(config: Config, options: argparse.Namespace, drop: Drop | None) -> Start:
-    """Bind everything, or nothing. Raises StartError."""
+    """Bind everything, or nothing. Raises StartError, ListenError."""
     known = WATCHED[Kind.TRACE]
     for name in options.T:
         if name not in (*known, "all"):
@@ -97,27 +97,12 @@ def _bind_all(config: Config, options: argparse.Namespace, drop: Drop | None) ->
     start = Start(config, options.spool, control, bound, traced, drop)
     try:
         for listener in config.listeners:
-            bound.append((listener, _bind(listener)))
+            bound.append((listener, bind(listener)))
         _bind_control(control, options.socket)
-    except StartError:
+    except (StartError, ListenError):
         start.close_sockets()
         raise
     return start
-
-
-def _bind(listener: Listener) -> socket.socket:
-    family = socket.AF_INET6 if ":" in listener.address else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        sock.bind((listener.address, listener.port))
-        sock.listen(BACKLOG)
-    except OSError as error:
-        sock.close()
-        where = f"{listener.address} port {listener.port}"
-        raise StartError(f"smtpd: cannot listen on {where}: {os.strerror(error.errno or 0)}") from error
-    sock.setblocking(False)
-    return sock
 
 
 def _bind_control(sock: socket.socket, path: Path) -> None:

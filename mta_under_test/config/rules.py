@@ -42,18 +42,18 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     sender: str = ""  # "" is the null sender
 
 
-def open_table(spec: TableSpec) -> Table:
-    """Raises TableError for a file that cannot be read or has a bad line."""
+def open_table(spec: TableSpec, text: bytes | None = None) -> Table:
+    """Open a table: with its file's `text`, or by reading it. Raises TableError for a bad line, or no file."""
     match spec.backend, spec.path:
         case "sqlite", Path() as path:
             # Loaded by those who have such a table: the module costs a megabyte in every process.
             from mta_under_test.tables.sqlite import SqliteTable
 
-            return SqliteTable(spec.name, path)
+            return SqliteTable(spec.name, path, text)
         case "passwd", Path() as path:
-            return PasswdTable(spec.name, path)
+            return PasswdTable(spec.name, path, text)
         case "static" | "file", Path() as path:
-            return FileTable(spec.name, path)
+            return FileTable(spec.name, path, text)
         case "static", None:
             pass
         case backend, _:

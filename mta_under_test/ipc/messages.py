@@ -60,10 +60,12 @@ class Kind(enum.IntEnum):
     MDA_OUTPUT = 82  # delivery → parent: job; with its standard output and error
     MDA_DONE = 83  # parent → delivery: job, how it ended (processes.mda.End), code; reason
     USERINFO = 84  # delivery → lookup: request id; action, NUL, user; answer: uid, gid; name, NUL, home
-    OPEN = 85  # lookup, delivery → parent: request id; `table NAME` or `lmtp ACTION`; answer with a descriptor
+    OPEN = (
+        85  # lookup, delivery → parent: request id; `table NAME`, `new-table NAME`, `lmtp ACTION`; answer: descriptor
+    )
     UPDATE_TABLE = 86  # control → lookup: request id; the table's name
     RELOAD = 87  # control → parent: request id
-    CONFIG = 88  # parent → every process: ; with the descriptor of the new configuration, encoded
+    CONFIG = 88  # parent → every process: request id; with the descriptor of the new configuration, encoded
     LISTENER = 89  # parent → smtp, before CONFIG: index of the listener; with its socket
 
 

@@ -3,7 +3,7 @@
 Owns: the envelopes that wait for one, and for each that runs the message's descriptor, the pipe to a program and the
 pipe with its output. All of them are closed on every way out.
 Never: runs anything itself (parent does, as the user), touches a mailbox, knows a user before it has asked lookup.
-Takes: DELIVER, DELIVER_END from queue; MDA_DONE from parent.
+Takes: DELIVER, DELIVER_END from queue; MDA_DONE and CONFIG from parent.
 Sends: MESSAGE_FD, DELIVERY_OK, _TEMP, _PERM, _LOOP to queue; USERINFO, HOSTS to lookup; MDA_OUTPUT, FORK_MDA, OPEN to
 parent.
 
@@ -22,7 +22,7 @@ from typing import ClassVar, NamedTuple
 
 import msgspec
 
-from mta_under_test.config import LmtpAction, LocalAction
+from mta_under_test.config import Config, LmtpAction, LocalAction
 from mta_under_test.ipc.channel import Message
 from mta_under_test.ipc.messages import Kind
 from mta_under_test.processes import delivery_lmtp
@@ -70,6 +70,10 @@ class Delivery(Process):
         self._batch: dict[tuple[str, int], Task] = {}  # LMTP tasks of the batch that arrives, by action and msgid
         self._jobs: dict[int, asyncio.Future[tuple[End, int, str]]] = {}
         self._numbers = itertools.count(1)
+
+    async def configure(self, config: Config) -> None:
+        await super().configure(config)
+        self._drain()  # the limits may be wider now
 
     def gauges(self) -> dict[str, int]:
         pending = sum(len(task.envelopes) for tasks in self._waiting.values() for task in tasks)

@@ -20,14 +20,15 @@ import dns.rdatatype
 import dns.resolver
 from msgspec.structs import replace
 
-from mta_under_test.config import Action, LocalAction, RelayAction
-from mta_under_test.config.rules import Facts, Ruleset
+from mta_under_test.config import Action, Config, LocalAction, RelayAction, TableSpec
+from mta_under_test.config.interfaces import interface_addresses
+from mta_under_test.config.rules import Facts, Ruleset, open_table
 from mta_under_test.ipc.channel import Message
 from mta_under_test.ipc.messages import Kind
 from mta_under_test.processes.expansion import Expansion, Local, Remote, Undeliverable
 from mta_under_test.processes.lookup_users import LocalWorld, find, read_descriptor
 from mta_under_test.processes.process import Process, Refusal, Sockets, Start, takes
-from mta_under_test.tables import TableError
+from mta_under_test.tables import Table, TableError
 from mta_under_test.wire.envelope import Envelope, decode, encode
 
 RESOLVE_TIMEOUT_S = 20.0
@@ -53,6 +54,19 @@ class Lookup(Process):
 
     async def start(self) -> None:
         self._resolver: dns.asyncresolver.Resolver | None = None
+
+    async def configure(self, config: Config) -> None:
+        """Open the new tables before anybody lives by them; one that cannot be opened refuses the configuration."""
+        interface_addresses.cache_clear()
+        rules = Ruleset(config, {name: await self._open(spec) for name, spec in config.tables.items()})
+        old, self.rules = self.rules, rules
+        await super().configure(config)
+        old.close()
+
+    async def _open(self, spec: TableSpec) -> Table:
+        if spec.path is None:
+            return open_table(spec)
+        return open_table(spec, await read_descriptor(self, Kind.OPEN, f"new-table {spec.name}", TABLE_BYTES))
 
     @takes(Kind.EXPAND)
     def expand(self, peer: str, message: Message) -> None:

@@ -2,7 +2,8 @@
 
 Owns: the configuration, the listening sockets until their process has them, the children.
 Never: speaks SMTP.
-Takes: SHUTDOWN from control.   Sends: nothing; that its channel ends is what tells a child to end.
+Takes: SHUTDOWN, RELOAD from control; what others cannot do themselves (`parent_services`).
+Sends: LISTENER, CONFIG. That its channel ends is what tells a child to end.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from mta_under_test.processes.parent_services import Services
 from mta_under_test.processes.privileges import enter, load_late_things
 from mta_under_test.processes.process import Process, Sockets, Start, takes
 from mta_under_test.processes.queue import Queue
+from mta_under_test.processes.reload import ReloadError, reload
 from mta_under_test.processes.scheduler import Scheduler
 from mta_under_test.processes.smtp import Smtp
 from mta_under_test.processes.transfer import Transfer
@@ -47,6 +49,7 @@ PAIRS = (
     ("delivery", "lookup"),
 )
 STOP_TIMEOUT_S = 5.0
+REASON_BYTES = 4000  # of why a configuration was refused, to smtpctl; the log has all of it
 DELIVERY_TIMEOUT_S = 1.0  # for local deliveries to end in, when we are told to stop
 
 logger = logging.getLogger("smtpd")
@@ -85,6 +88,7 @@ class Parent(Services):
             loop.add_reader(self._pidfds[pid], self._child_ended, pid)
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._asked_to_stop, signal.Signals(number).name)
+        loop.add_signal_handler(signal.SIGHUP, self._hung_up)
         logger.info("ready")
 
     async def finish(self) -> None:
@@ -108,6 +112,25 @@ class Parent(Services):
     @takes(Kind.SHUTDOWN)
     def shutdown(self, peer: str, message: Message) -> None:
         self._asked_to_stop("smtpctl stop")
+
+    @takes(Kind.RELOAD)
+    def reload(self, peer: str, message: Message) -> None:
+        self.spawn(self._reload(peer, message.integers[0]), "reload")
+
+    def _hung_up(self) -> None:
+        self.spawn(self._reload(), "reload")
+
+    async def _reload(self, peer: str | None = None, request: int = 0) -> None:
+        try:
+            await reload(self)
+        except ReloadError as error:
+            logger.warning("the configuration is not reloaded: %s", error)
+            if peer is not None:
+                self.refuse(peer, request, str(error)[:REASON_BYTES])
+        else:
+            logger.info("configuration reloaded")
+            if peer is not None:
+                self.answer(peer, request)
 
     def _asked_to_stop(self, who: str) -> None:
         logger.info("%s: ending", who)

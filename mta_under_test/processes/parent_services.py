@@ -11,7 +11,7 @@ import socket
 import stat
 from pathlib import Path
 
-from mta_under_test.config import LmtpAction
+from mta_under_test.config import Config, LmtpAction
 from mta_under_test.ipc.channel import Message
 from mta_under_test.ipc.messages import Kind
 from mta_under_test.processes.forward import Unsafe, open_forward
@@ -27,6 +27,7 @@ class Services(Process):
     def __init__(self, start: Start, sockets: Sockets) -> None:
         super().__init__(start, sockets)
         self.deliveries = Deliveries(self._delivered)
+        self.next_config: Config | None = None  # while it is being tried
 
     @takes(Kind.FORWARD_OPEN)
     def forward_open(self, peer: str, message: Message) -> None:
@@ -46,14 +47,15 @@ class Services(Process):
         (request,) = message.integers
         what, _, name = message.text.decode(errors="replace").partition(" ")
         try:
-            descriptor = self._open_table(name) if what == "table" else self._connect(name)
+            descriptor = self._connect(name) if what == "lmtp" else self._open_table(what, name)
         except (OSError, LookupError) as error:
             self.refuse(peer, request, f"{name}: {getattr(error, 'strerror', None) or error}")
         else:
             self.answer(peer, request, descriptor=descriptor)
 
-    def _open_table(self, name: str) -> int:
-        spec = self.config.tables.get(name)
+    def _open_table(self, what: str, name: str) -> int:
+        config = self.next_config if what == "new-table" else self.config
+        spec = None if config is None else config.tables.get(name)
         if spec is None or spec.path is None:
             raise LookupError("no table in a file")
         descriptor = os.open(spec.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)

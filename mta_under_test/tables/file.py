@@ -14,11 +14,11 @@ from mta_under_test.tables.table import Entry, Table, TableError
 
 
 class FileTable(Table):
-    """Read when made, and again by `reload`. Raises TableError naming file and line."""
+    """Made of `text`, or of the file, which `reload` reads again. Raises TableError naming file and line."""
 
-    def __init__(self, name: str, path: Path) -> None:
+    def __init__(self, name: str, path: Path, text: bytes | None = None) -> None:
         self.path = path
-        super().__init__(name, _entries(path, read_table(path)))
+        super().__init__(name, _entries(path, read_table(path) if text is None else text))
 
     def reload(self, text: bytes | None = None) -> None:
         """Take `text`, or read the file again. Raises TableError, and then the table still answers as before."""

@@ -15,13 +15,13 @@ _FIELDS = 6
 
 
 class PasswdTable(Table):
-    """Read when made, and again by `reload`. Raises TableError naming file and line."""
+    """Made of `text`, or of the file, which `reload` reads again. Raises TableError naming file and line."""
 
-    def __init__(self, name: str, path: Path) -> None:
+    def __init__(self, name: str, path: Path, text: bytes | None = None) -> None:
         self.path = path
         self._crypted: dict[str, str] = {}
         super().__init__(name, ())
-        self.reload()
+        self.reload(text)
 
     def reload(self, text: bytes | None = None) -> None:
         """Take `text`, or read the file again. Raises TableError, and then the table answers as before."""

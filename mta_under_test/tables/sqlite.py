@@ -43,12 +43,12 @@ _OPTIONS = ("fetch_source", "fetch_source_expire", "fetch_source_refresh")  # of
 class SqliteTable(Table):
     """Raises TableError for a configuration that cannot be read, or a query that the database does not understand."""
 
-    def __init__(self, name: str, path: Path) -> None:
+    def __init__(self, name: str, path: Path, text: bytes | None = None) -> None:
         self.path = path
         self._connection: sqlite3.Connection | None = None
         self._deadline = 0.0
         super().__init__(name, ())
-        self.reload()
+        self.reload(text)
 
     def reload(self, text: bytes | None = None) -> None:
         """Read the configuration again and open the database anew. Raises TableError; then all stays as it was."""
