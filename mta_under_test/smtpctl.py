@@ -186,12 +186,21 @@ def _show_stats(client: ControlClient, _: str) -> None:
 
 def _show_status(client: ControlClient, _: str) -> None:
     stats = client.stats()
+    print(f"MDA {'paused' if stats['scheduler.paused.mda'] else 'running'}")
     print(f"MTA {'paused' if stats['scheduler.paused.mta'] else 'running'}")
     print(f"SMTP {'paused' if stats['smtp.paused'] else 'running'}")
 
 
 def _pause(kind: Kind, what: str) -> Callable[[ControlClient, str], None]:
     def run(client: ControlClient, _: str) -> None:
+        client.ask(kind, text=what)
+        print("command succeeded")
+
+    return run
+
+
+def _do(kind: Kind) -> Callable[[ControlClient, str], None]:
+    def run(client: ControlClient, what: str) -> None:
         client.ask(kind, text=what)
         print("command succeeded")
 
@@ -257,10 +266,13 @@ VERBS = (
     Verb("log brief", "", _log(0)),
     Verb("log verbose", "", _log(1)),
     Verb("monitor", "", _monitor),
+    Verb("pause mda", "", _pause(Kind.PAUSE, "mda")),
     Verb("pause mta", "", _pause(Kind.PAUSE, "mta")),
     Verb("pause smtp", "", _pause(Kind.PAUSE, "smtp")),
     Verb("profile", "imsg|queue|all", _watch(Kind.PROFILE)),
     Verb("remove", "EVPID|MSGID|all", _administer(Kind.REMOVE, "removed")),
+    Verb("reload", "", _do(Kind.RELOAD)),
+    Verb("resume mda", "", _pause(Kind.RESUME, "mda")),
     Verb("resume mta", "", _pause(Kind.RESUME, "mta")),
     Verb("resume smtp", "", _pause(Kind.RESUME, "smtp")),
     Verb("schedule", "EVPID|MSGID|all", _administer(Kind.SCHEDULE, "scheduled")),
@@ -273,6 +285,7 @@ VERBS = (
     Verb("trace", "SUBSYSTEM|all", _watch(Kind.TRACE)),
     Verb("unprofile", "imsg|queue|all", _unwatch(Kind.PROFILE)),
     Verb("untrace", "SUBSYSTEM|all", _unwatch(Kind.TRACE)),
+    Verb("update table", "NAME", _do(Kind.UPDATE_TABLE)),
 )
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """What a configuration says, as types. Nothing here reads a file or decides anything.
 
 Times are seconds, sizes bytes. Tables are named, also those that were written in place (`<dynamic:1>`, as OpenSMTPD
-calls them); every name that stands in a Config has been checked.
+calls them); every name that stands in a Config has been checked. Tagged classes say in their encoded form (`codec`)
+which they are.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ class FilterCondition(msgspec.Struct, frozen=True):
     negated: bool = False
 
 
-class BuiltinFilter(msgspec.Struct, frozen=True):
+class BuiltinFilter(msgspec.Struct, frozen=True, tag=True):
     name: str
     phase: FilterPhase
     condition: FilterCondition
@@ -88,7 +89,7 @@ class BuiltinFilter(msgspec.Struct, frozen=True):
     argument: str = ""  # the reply of reject and disconnect ("550 go away"), the value of rewrite and report
 
 
-class ProcFilter(msgspec.Struct, frozen=True):
+class ProcFilter(msgspec.Struct, frozen=True, tag=True):
     """A program that speaks smtpd-filters(7) on its standard input and output."""
 
     name: str
@@ -98,7 +99,7 @@ class ProcFilter(msgspec.Struct, frozen=True):
     chroot: str = ""
 
 
-class FilterChain(msgspec.Struct, frozen=True):
+class FilterChain(msgspec.Struct, frozen=True, tag=True):
     name: str
     filters: tuple[str, ...]
 
@@ -157,7 +158,7 @@ class RelayHost(msgspec.Struct, frozen=True):
     label: str = ""  # of credentials
 
 
-class Action(msgspec.Struct, frozen=True, kw_only=True):
+class Action(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     name: str
     ttl_s: int | None = None  # None: the queue's
 

@@ -54,6 +54,19 @@ class Kind(enum.IntEnum):
     DELIVERY_LOOP = 48
     ENVELOPE_DONE = 49  # queue → scheduler: evpid, fate: nothing is owed for it any more
     HOSTS = 50  # transfer → lookup: request id, port; `mx NAME` or `host NAME`; answer: ; `preference address` lines
+    # Local delivery, tables and configuration.
+    FORWARD_OPEN = 80  # lookup → parent: request id, uid, gid; name, NUL, home; answer: its ~/.forward, if there is one
+    FORK_MDA = 81  # delivery → parent: job; the job as JSON; its standard input, after MDA_OUTPUT with the same number
+    MDA_OUTPUT = 82  # delivery → parent: job; with its standard output and error
+    MDA_DONE = 83  # parent → delivery: job, how it ended (processes.mda.End), code; reason
+    USERINFO = 84  # delivery → lookup: request id; action, NUL, user; answer: uid, gid; name, NUL, home
+    OPEN = (
+        85  # lookup, delivery → parent: request id; `table NAME`, `new-table NAME`, `lmtp ACTION`; answer: descriptor
+    )
+    UPDATE_TABLE = 86  # control → lookup: request id; the table's name
+    RELOAD = 87  # control → parent: request id
+    CONFIG = 88  # parent → every process: request id; with the descriptor of the new configuration, encoded
+    LISTENER = 89  # parent → smtp, before CONFIG: index of the listener; with its socket
 
 
 class Delivery(enum.IntEnum):

@@ -31,7 +31,7 @@ FORWARDED = {
     Kind.SHOW_ENVELOPE: "queue",
     Kind.SHOW_MESSAGE: "queue",
 }
-PAUSED_BY = {"mta": "scheduler", "smtp": "smtp"}
+PAUSED_BY = {"mda": "scheduler", "mta": "scheduler", "smtp": "smtp"}
 
 logger = logging.getLogger("smtpd")
 
@@ -103,6 +103,10 @@ class Control(Process):
                 self._answer_later(channel, request, self.ask(FORWARDED[kind], kind, *message.integers[1:]))
             case Kind.TRACE | Kind.PROFILE:
                 self._watch(channel, message)
+            case Kind.UPDATE_TABLE:
+                self._answer_later(channel, request, self.ask("lookup", Kind.UPDATE_TABLE, text=message.text))
+            case Kind.RELOAD:
+                self._answer_later(channel, request, self.ask("parent", Kind.RELOAD))
             case Kind.PAUSE | Kind.RESUME:
                 self._pause(channel, message)
             case Kind.VERBOSE:

@@ -2,13 +2,15 @@
 
 Owns: the rules, the tables and the resolver.
 Never: blocks, opens a spool file, keeps an envelope after it was expanded.
-Takes: EXPAND, HOSTS.   Sends: SUBMIT_ENVELOPE and COMMIT_ENVELOPES to queue.
+Takes: EXPAND, HOSTS, USERINFO, UPDATE_TABLE, CONFIG.
+Sends: SUBMIT_ENVELOPE and COMMIT_ENVELOPES to queue; FORWARD_OPEN and OPEN to parent.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import logging
+from collections.abc import Sequence
 from typing import ClassVar
 
 import dns.asyncresolver
@@ -16,15 +18,21 @@ import dns.exception
 import dns.name
 import dns.rdatatype
 import dns.resolver
+from msgspec.structs import replace
 
-from mta_under_test.config import RelayAction
-from mta_under_test.config.rules import Facts, Ruleset
+from mta_under_test.config import Action, Config, LocalAction, RelayAction, TableSpec
+from mta_under_test.config.interfaces import interface_addresses
+from mta_under_test.config.rules import Facts, Ruleset, open_table
 from mta_under_test.ipc.channel import Message
 from mta_under_test.ipc.messages import Kind
-from mta_under_test.processes.process import Process, takes
+from mta_under_test.processes.expansion import Expansion, Local, Remote, Undeliverable
+from mta_under_test.processes.lookup_users import LocalWorld, find, read_descriptor
+from mta_under_test.processes.process import Process, Refusal, Sockets, Start, takes
+from mta_under_test.tables import Table, TableError
 from mta_under_test.wire.envelope import Envelope, decode, encode
 
 RESOLVE_TIMEOUT_S = 20.0
+TABLE_BYTES = 64 << 20  # no table file is larger
 
 logger = logging.getLogger("smtpd")
 
@@ -40,9 +48,25 @@ class NoHost(Exception):
 class Lookup(Process):
     role: ClassVar[str] = "lookup"
 
+    def __init__(self, start: Start, sockets: Sockets) -> None:
+        super().__init__(start, sockets)
+        self.rules = Ruleset(self.config)  # here, not in `start`: while this process may still read every table
+
     async def start(self) -> None:
-        self.rules = Ruleset(self.config)
         self._resolver: dns.asyncresolver.Resolver | None = None
+
+    async def configure(self, config: Config) -> None:
+        """Open the new tables before anybody lives by them; one that cannot be opened refuses the configuration."""
+        interface_addresses.cache_clear()
+        rules = Ruleset(config, {name: await self._open(spec) for name, spec in config.tables.items()})
+        old, self.rules = self.rules, rules
+        await super().configure(config)
+        old.close()
+
+    async def _open(self, spec: TableSpec) -> Table:
+        if spec.path is None:
+            return open_table(spec)
+        return open_table(spec, await read_descriptor(self, Kind.OPEN, f"new-table {spec.name}", TABLE_BYTES))
 
     @takes(Kind.EXPAND)
     def expand(self, peer: str, message: Message) -> None:
@@ -50,18 +74,90 @@ class Lookup(Process):
         request, msgid = message.integers
         self.stats["lookup.expand"] += 1
         envelope = decode(message.text)
-        action = self.rules.match(facts_of(envelope, internal=peer == "queue"))
+        facts = facts_of(envelope, internal=peer == "queue")
+        try:
+            action = self.rules.match(facts)
+        except TableError as error:
+            logger.warning("<%s>: %s", envelope.rcpt, error)
+            self.refuse(peer, request, "451 4.3.0 Temporary failure: a table does not answer")
+            return
         if action is None:
             self.trace("rules", f"no match for <{envelope.sender}> to <{envelope.rcpt}>")
             self.refuse(peer, request, f"550 5.1.1 Invalid recipient: <{envelope.rcpt}>")
             return
         self.trace("rules", f"<{envelope.sender}> to <{envelope.rcpt}>: action {action.name}")
-        envelope.dispatcher = action.name
-        envelope.type = "mta" if isinstance(action, RelayAction) else "mda"
-        envelope.ttl = envelope.ttl if action.ttl_s is None else action.ttl_s
-        self.trace("expand", f"<{envelope.rcpt}> is <{envelope.dest}>")
-        self.tell("queue", Kind.SUBMIT_ENVELOPE, request, msgid, text=encode(envelope))
+        if isinstance(action, RelayAction):
+            self._submit(peer, request, msgid, envelope, [Remote(action, envelope.dest)])
+        else:
+            self.spawn(self._expand(peer, request, msgid, envelope, facts, action), "expand")
+
+    async def _expand(
+        self, peer: str, request: int, msgid: int, envelope: Envelope, facts: Facts, action: Action
+    ) -> None:
+        """A local recipient: it may be many, and elsewhere."""
+        expansion = Expansion(LocalWorld(self, self.rules, facts), self.config.subaddress_delimiter)
+        try:
+            deliveries = await expansion.run(envelope.dest, action)
+        except Undeliverable as error:
+            self.trace("expand", f"<{envelope.rcpt}>: {error}")
+            self.refuse(peer, request, str(error))
+            return
+        self._submit(peer, request, msgid, envelope, deliveries)
+
+    def _submit(
+        self, peer: str, request: int, msgid: int, envelope: Envelope, deliveries: Sequence[Local | Remote]
+    ) -> None:
+        for delivery in deliveries:
+            action = delivery.action
+            copy = replace(
+                envelope,
+                dest=delivery.dest,
+                dispatcher=action.name,
+                type="mta" if isinstance(delivery, Remote) else "mda",
+                ttl=envelope.ttl if action.ttl_s is None else action.ttl_s,
+            )
+            if isinstance(delivery, Local):
+                copy.mda_user, copy.mda_exec, copy.mda_subaddress = delivery.user, delivery.exec, delivery.subaddress
+            self.trace("expand", f"<{envelope.rcpt}> is <{copy.dest}> {copy.mda_user} {copy.mda_exec}".rstrip())
+            self.tell("queue", Kind.SUBMIT_ENVELOPE, request, msgid, text=encode(copy))
         self.tell("queue", Kind.COMMIT_ENVELOPES, request, msgid, text=peer.encode())
+
+    @takes(Kind.USERINFO)
+    def userinfo(self, peer: str, message: Message) -> None:
+        """Who a local delivery is for, now: a user may have moved since the envelope was made."""
+        (request,) = message.integers
+        name, _, user = message.text.decode().partition("\0")
+        action = self.config.actions.get(name)
+        try:
+            found = find(self.rules, action, user) if isinstance(action, LocalAction) else None
+        except TableError as error:
+            self.refuse(peer, request, f"451 4.3.0 {error}")
+            return
+        if found is None:
+            self.refuse(peer, request, f"550 5.1.1 No such user: {user}")
+        else:
+            self.answer(peer, request, found.uid, found.gid, text=f"{found.name}\0{found.directory}".encode())
+
+    @takes(Kind.UPDATE_TABLE)
+    def update_table(self, peer: str, message: Message) -> None:
+        (request,) = message.integers
+        self.spawn(self._update_table(peer, request, message.text.decode(errors="replace")), "update table")
+
+    async def _update_table(self, peer: str, request: int, name: str) -> None:
+        """Read a table again, through parent: only root may be able to. A bad one changes nothing."""
+        table = self.rules.tables.get(name)
+        try:
+            if table is None:
+                raise TableError(f"there is no table <{name}>")
+            if self.config.tables[name].path is None:
+                raise TableError(f"<{name}> is written in the configuration; reload that")
+            table.reload(await read_descriptor(self, Kind.OPEN, f"table {name}", TABLE_BYTES))
+        except (TableError, Refusal, OSError) as error:
+            logger.warning("table %s is not updated: %s", name, error)
+            self.refuse(peer, request, str(error))
+            return
+        logger.info("table %s updated", name)
+        self.answer(peer, request)
 
     @takes(Kind.HOSTS)
     def hosts(self, peer: str, message: Message) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import os
 import signal
 import socket
 import time
@@ -23,8 +24,11 @@ import setproctitle
 import uvloop
 
 from mta_under_test.config import Config, Listener
+from mta_under_test.config.codec import decode
 from mta_under_test.ipc.channel import Channel, Message
 from mta_under_test.ipc.messages import Kind
+from mta_under_test.processes.privileges import Drop
+from mta_under_test.tables import TableError
 
 Handler = Callable[[Any, str, Message], None]
 Sockets = Mapping[str, socket.socket]  # by the name of the process at the other end
@@ -56,11 +60,14 @@ class Start:
     control: socket.socket
     smtp: Sequence[tuple[Listener, socket.socket]]
     traced: frozenset[str] = frozenset()  # subsystems traced to the log from the start (smtpd -T)
+    drop: Drop | None = None  # who the children become; None: who we are
 
     def close_sockets(self) -> None:
         self.control.close()
         for _, sock in self.smtp:
             sock.close()
+        if self.drop is not None:
+            self.drop.close()
 
 
 class Process:
@@ -94,6 +101,7 @@ class Process:
         setproctitle.setproctitle(f"smtpd: {self.role}")
         # The parent decides when the daemon ends, whoever in the terminal's process group is interrupted.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(self._main())
@@ -152,16 +160,18 @@ class Process:
     def tell(self, peer: str, kind: Kind, *integers: int, text: bytes = b"", descriptor: int | None = None) -> None:
         self.channels[peer].send(kind, *integers, text=text, descriptor=descriptor)
 
-    async def ask(self, peer: str, kind: Kind, *integers: int, text: bytes = b"") -> Message:
+    async def ask(
+        self, peer: str, kind: Kind, *integers: int, text: bytes = b"", descriptor: int | None = None
+    ) -> Message:
         """Send a request and wait for its answer, whichever process gives it. Raises Refusal.
 
-        The caller owns the descriptor in the answer.
+        The caller owns the descriptor in the answer; the one in the question is the channel's from here on.
         """
         request = next(self._requests)
         future: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
         self._asked[request] = future
         try:
-            self.tell(peer, kind, request, *integers, text=text)
+            self.tell(peer, kind, request, *integers, text=text, descriptor=descriptor)
             answer = await future
         except asyncio.CancelledError:
             # The answer may have come in the very moment in which its asker was ended.
@@ -233,6 +243,34 @@ class Process:
                 self.channels[peer].pause_reading()
             else:
                 self.channels[peer].resume_reading()
+
+    # ---- a new configuration
+
+    @takes(Kind.CONFIG)
+    def _take_config(self, peer: str, message: Message) -> None:
+        descriptor = message.take_descriptor()
+        if descriptor is None:
+            self.fatal("a configuration without its descriptor")
+        try:
+            text = os.pread(descriptor, os.fstat(descriptor).st_size, 0)
+        finally:
+            os.close(descriptor)
+        self.spawn(self._reconfigure(peer, message.integers[0], text), "reload")
+
+    async def _reconfigure(self, peer: str, request: int, text: bytes) -> None:
+        try:
+            await self.configure(decode(text))
+        except (TableError, Refusal, OSError) as error:
+            self.refuse(peer, request, str(error))
+        else:
+            self.answer(peer, request)
+
+    async def configure(self, config: Config) -> None:
+        """Live by a new configuration from here on; what has begun goes on. Roles that keep more than this add to it.
+
+        Raises TableError, Refusal or OSError to say that all must stay as it was: only lookup is asked early enough.
+        """
+        self.config = config
 
     # ---- watching a running daemon
 

@@ -77,6 +77,7 @@ class Scheduler(Process):
             "scheduler.envelope.inflight": self._in_flight,
             "scheduler.envelope.due": self._due_now(),
             "scheduler.ramqueue.pairs": len(self._due),
+            "scheduler.paused.mda": int(Delivery.MDA in self._paused),
             "scheduler.paused.mta": int(Delivery.MTA in self._paused),
         }
 

@@ -26,7 +26,7 @@ from tests.processes.daemon import Smtpd, until
         ("sh sta", None, ""),
         ("sh stats", "show stats", ""),
         ("tr transfer", "trace", "transfer"),
-        ("pa m", "pause mta", ""),
+        ("pa mt", "pause mta", ""),
         ("sch all", "schedule", "all"),
     ],
 )
