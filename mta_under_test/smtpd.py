@@ -1,10 +1,12 @@
 """smtpd: the mail server's command.
 
     smtpd [-dnv] [-f smtpd.conf] [-T subsystem]... [--spool DIR] [--socket PATH]
+          [--resolv-conf FILE] [--mx-port PORT]
 
 -d stay in the foreground and log to standard error · -n check the configuration and exit · -v log more ·
 -f the configuration · -T trace a subsystem from the start (to the log) · --spool where the queue lives ·
---socket the control socket.
+--socket the control socket · --resolv-conf the name servers, as resolv.conf(5); `nameserver [127.0.0.1]:5353` has a
+port · --mx-port where mail exchangers listen, when it is not 25 (not in OpenSMTPD; Postfix's smtp_tcp_port).
 
 Exit status: 0 stopped as asked, or the configuration is valid; 1 a process died; 2 usage, configuration, or a port
 that is taken. smtpd(8) of OpenSMTPD is the model.
@@ -25,7 +27,7 @@ from mta_under_test.config import Config, ConfigError, Listener, load
 from mta_under_test.ipc.messages import Kind
 from mta_under_test.processes import parent
 from mta_under_test.processes.control import WATCHED
-from mta_under_test.processes.process import Start
+from mta_under_test.processes.process import DEFAULT_RESOLV_CONF, Start
 from mta_under_test.spool import Spool, SpoolError
 
 DEFAULT_CONFIG = Path("/etc/smtpd.conf")
@@ -76,6 +78,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--spool", type=Path, default=DEFAULT_SPOOL, metavar="DIR", help="the queue [%(default)s]")
     parser.add_argument("--socket", type=Path, default=DEFAULT_SOCKET, metavar="PATH", help="control [%(default)s]")
+    parser.add_argument(
+        "--resolv-conf", type=Path, default=DEFAULT_RESOLV_CONF, metavar="FILE", help="name servers [%(default)s]"
+    )
+    parser.add_argument("--mx-port", type=int, default=25, metavar="PORT", help="of mail exchangers [%(default)s]")
     return parser
 
 
@@ -88,7 +94,7 @@ def _bind_all(config: Config, options: argparse.Namespace) -> Start:
     traced = frozenset(known if "all" in options.T else options.T)
     bound: list[tuple[Listener, socket.socket]] = []
     control = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    start = Start(config, options.spool, control, bound, traced)
+    start = Start(config, options.spool, control, bound, traced, options.resolv_conf, options.mx_port)
     try:
         for listener in config.listeners:
             bound.append((listener, _bind(listener)))

@@ -56,6 +56,10 @@ class Ruleset:
             tables = {name: open_table(spec) for name, spec in config.tables.items()}
         self._tables = tables
 
+    @property
+    def tables(self) -> Mapping[str, Table]:
+        return self._tables
+
     @cached_property
     def _local(self) -> frozenset[Address]:
         return local_addresses()

@@ -30,6 +30,8 @@ Handler = Callable[[Any, str, Message], None]
 Sockets = Mapping[str, socket.socket]  # by the name of the process at the other end
 _H = TypeVar("_H", bound=Handler)
 
+DEFAULT_RESOLV_CONF = Path("/etc/resolv.conf")
+
 logger = logging.getLogger("smtpd")
 
 
@@ -37,11 +39,11 @@ class Refusal(Exception):
     """Another process answered FAIL; the text is its reason."""
 
 
-def takes(kind: Kind) -> Callable[[_H], _H]:
-    """Mark a method `(self, peer, message)` as the handler of `kind`."""
+def takes(*kinds: Kind) -> Callable[[_H], _H]:
+    """Mark a method `(self, peer, message)` as the handler of `kinds`."""
 
     def mark(method: _H) -> _H:
-        method.takes = kind  # type: ignore[attr-defined]
+        method.takes = kinds  # type: ignore[attr-defined]
         return method
 
     return mark
@@ -56,6 +58,8 @@ class Start:
     control: socket.socket
     smtp: Sequence[tuple[Listener, socket.socket]]
     traced: frozenset[str] = frozenset()  # subsystems traced to the log from the start (smtpd -T)
+    resolv_conf: Path = DEFAULT_RESOLV_CONF
+    mx_port: int = 25  # of mail exchangers, which MX records cannot say
 
     def close_sockets(self) -> None:
         self.control.close()
@@ -72,6 +76,8 @@ class Process:
     def __init__(self, start: Start, sockets: Sockets) -> None:
         self.config = start.config
         self.spool_root = start.spool
+        self.resolv_conf = start.resolv_conf
+        self.mx_port = start.mx_port
         self.traced_to_log = start.traced
         self.stats: Counter[str] = Counter()
         self.tracing = start.traced
@@ -79,7 +85,10 @@ class Process:
         self.channels: dict[str, Channel] = {}
         self._sockets = dict(sockets)
         self._handlers = {
-            method.takes: method for name in dir(type(self)) if hasattr(method := getattr(type(self), name), "takes")
+            kind: method
+            for name in dir(type(self))
+            if hasattr(method := getattr(type(self), name), "takes")
+            for kind in method.takes
         }
         self._asked: dict[int, asyncio.Future[Message]] = {}
         self._requests = itertools.count(1)

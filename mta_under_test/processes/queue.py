@@ -3,8 +3,10 @@
 Owns: the spool, the commits, the bounces. Hands out descriptors of messages (SCM_RIGHTS).
 Never: keeps a schedule, speaks SMTP.
 Takes: CREATE_MESSAGE, OPEN_MESSAGE, COMMIT_MESSAGE, REMOVE_MESSAGE from smtp; SUBMIT_ENVELOPE, COMMIT_ENVELOPES from
-lookup; BATCH, EXPIRE, REMOVE from scheduler; MESSAGE_FD and DELIVERY_* from transfer and delivery; SHOW_* from control.
-Sends: SUBMIT, DELIVERY_TEMP, ENVELOPE_DONE to scheduler; DELIVER to transfer and delivery; EXPAND to lookup.
+lookup; BATCH, EXPIRE, REMOVE from scheduler; MESSAGE_FD and DELIVERY_* from transfer and delivery; HOLD, RELEASE,
+RESCHEDULE from transfer; SHOW_*, DISCOVER from control.
+Sends: SUBMIT, DELIVERY_TEMP, ENVELOPE_DONE, HOLD, RELEASE, RESCHEDULE, DISCOVER to scheduler;
+DELIVER to transfer and delivery; EXPAND to lookup.
 """
 
 from __future__ import annotations
@@ -183,6 +185,11 @@ class Queue(Process):
     def delivery_loop(self, peer: str, message: Message) -> None:
         self._fail(message.integers[0], "554 5.4.6 Routing loop detected", Fate.LOOPED)
 
+    @takes(Kind.HOLD, Kind.RELEASE, Kind.RESCHEDULE)
+    def pass_on(self, peer: str, message: Message) -> None:
+        """Between transfer and scheduler, which do not know each other."""
+        self.tell("scheduler", message.kind, *message.integers)
+
     @takes(Kind.EXPIRE)
     def expire(self, peer: str, message: Message) -> None:
         (evpid,) = message.integers
@@ -224,6 +231,26 @@ class Queue(Process):
         return None
 
     # ---- for smtpctl
+
+    @takes(Kind.DISCOVER)
+    def discover(self, peer: str, message: Message) -> None:
+        """Schedule envelopes that were put into the spool by hand."""
+        request, which = message.integers
+        self.spawn(self._discover(peer, request, which), f"discover {which:x}")
+
+    async def _discover(self, peer: str, request: int, which: int) -> None:
+        try:
+            evpids = [which] if which >> 32 else self.spool.envelopes(which)
+            found = {evpid: self.spool.envelope(evpid) for evpid in evpids}
+            news: list[int] = []
+            for start in range(0, len(evpids), SUBMIT_ENVELOPES):
+                answer = await self.ask("scheduler", Kind.DISCOVER, *evpids[start : start + SUBMIT_ENVELOPES])
+                news += answer.integers[1:]
+        except SpoolError as error:
+            self.refuse(peer, request, str(error))
+            return
+        self.submit([(evpid, found[evpid]) for evpid in news])
+        self.answer(peer, request, len(news))
 
     @takes(Kind.SHOW_ENVELOPE)
     def show_envelope(self, peer: str, message: Message) -> None:

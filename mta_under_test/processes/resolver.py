@@ -18,7 +18,6 @@ import os
 import random
 import re
 from pathlib import Path
-from typing import NamedTuple
 
 import dns.asyncresolver
 import dns.exception
@@ -27,7 +26,8 @@ import dns.nameserver
 import dns.rdatatype
 import dns.resolver
 
-DEFAULT_RESOLV_CONF = Path("/etc/resolv.conf")
+from mta_under_test.wire.exchange import Exchange
+
 QUESTION_TIMEOUT_S = 20.0
 LOOKUP_TIMEOUT_S = 60.0  # for everything that one destination needs
 MAX_EXCHANGES = 40  # hosts of a domain, and addresses of all of them; what is less preferred is left out
@@ -47,16 +47,8 @@ class Unresolved(Exception):
         return str(self).startswith("5")
 
 
-class Exchange(NamedTuple):
-    """One address that takes mail for a destination. Lower preferences are better."""
-
-    preference: int
-    address: str
-    name: str
-
-
 class Resolver:
-    def __init__(self, resolv_conf: Path = DEFAULT_RESOLV_CONF) -> None:
+    def __init__(self, resolv_conf: Path) -> None:
         self._path = resolv_conf
         self._read: tuple[int, int] | None = None  # inode and mtime of what `_resolver` was made of
         self._resolver: dns.asyncresolver.Resolver | None = None
@@ -128,7 +120,7 @@ class Resolver:
         wait_s = min(QUESTION_TIMEOUT_S, deadline - asyncio.get_running_loop().time())
         try:
             if wait_s <= 0:
-                raise dns.resolver.LifetimeTimeout(timeout=LOOKUP_TIMEOUT_S, errors=[])
+                raise dns.exception.Timeout
             resolver = self._configured()
             return await resolver.resolve(_name(name), kind, lifetime=min(wait_s, resolver.lifetime), search=False)
         except dns.resolver.NXDOMAIN as error:
@@ -139,7 +131,7 @@ class Resolver:
             raise Unresolved(f"451 4.4.3 cannot resolve {name} now: {_told(error)}") from error
 
     def _configured(self) -> dns.asyncresolver.Resolver:
-        """Raises dns.resolver.NoResolverConfiguration, OSError."""
+        """Raises Unresolved, OSError."""
         status = self._path.stat()
         state = (status.st_ino, status.st_mtime_ns)
         if self._resolver is None or state != self._read:
@@ -151,7 +143,7 @@ class Resolver:
 def read_resolv_conf(text: str) -> dns.asyncresolver.Resolver:
     """A resolver as resolv.conf(5) says, OpenBSD's `nameserver [address]:port` included.
 
-    Raises dns.resolver.NoResolverConfiguration when it names no server.
+    Raises Unresolved when it names no server.
     """
     resolver = dns.asyncresolver.Resolver(configure=False)
     resolver.lifetime = QUESTION_TIMEOUT_S
@@ -168,7 +160,7 @@ def read_resolv_conf(text: str) -> dns.asyncresolver.Resolver:
         except ValueError:
             logger.warning("resolv.conf: %r is not an address", address)
     if not servers:
-        raise dns.resolver.NoResolverConfiguration("no nameserver in resolv.conf")
+        raise Unresolved("451 4.4.3 no name server in resolv.conf")
     # dnspython reads the options, but it wants a server there, and knows no ports.
     resolver.read_resolv_conf(io.StringIO("\n".join([*rest, "nameserver 127.0.0.1", ""])))
     resolver.nameservers = servers
@@ -201,7 +193,7 @@ def _name(name: str) -> dns.name.Name:
 
 
 def _told(error: BaseException) -> str:
-    if isinstance(error, dns.resolver.LifetimeTimeout):
+    if isinstance(error, dns.exception.Timeout):
         return "no name server answers"
     if isinstance(error, dns.resolver.NoNameservers):
         return "every name server fails"

@@ -37,9 +37,7 @@ class Stream(asyncio.Protocol):
     async def receive(self) -> bytes:
         """All bytes that have arrived; b"" once the peer has ended. Raises StreamTimeout."""
         if not self._arrived and not self._ended:
-            if self._paused and self._transport is not None and not self._transport.is_closing():
-                self._paused = False
-                self._transport.resume_reading()
+            self._read_on()
             self._reader = self._loop.create_future()
             try:
                 await self._within(self._reader)
@@ -48,6 +46,24 @@ class Stream(asyncio.Protocol):
         data = b"".join(self._arrived)
         self._arrived.clear()
         return data
+
+    async def idle(self, seconds: float) -> bool:
+        """Wait until `interrupt`, but not longer. False when the peer ended or spoke, which nobody asked it to."""
+        if not self._arrived and not self._ended:
+            self._read_on()
+            self._reader = self._loop.create_future()
+            timer = self._loop.call_later(seconds, _wake, self._reader)
+            try:
+                await self._reader
+            finally:
+                timer.cancel()
+                self._reader = None
+        return not self._arrived and not self._ended
+
+    def interrupt(self) -> None:
+        """End `idle`."""
+        if self._reader is not None:
+            _wake(self._reader)
 
     def write(self, data: bytes) -> None:
         if self._transport is not None and not self._transport.is_closing():
@@ -71,6 +87,11 @@ class Stream(asyncio.Protocol):
         """Close at once; what was not sent is dropped."""
         if self._transport is not None:
             self._transport.abort()
+
+    def _read_on(self) -> None:
+        if self._paused and self._transport is not None and not self._transport.is_closing():
+            self._paused = False
+            self._transport.resume_reading()
 
     async def _within(self, future: asyncio.Future[None]) -> None:
         timer = self._loop.call_later(self.timeout_s, _expire, future)

@@ -7,7 +7,6 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-import dns.resolver
 import pytest
 
 from mta_under_test.processes.resolver import MAX_EXCHANGES, Resolver, Unresolved, read_resolv_conf
@@ -159,7 +158,8 @@ def test_nothing_is_kept_and_a_new_resolv_conf_is_read(tmp_path: Path) -> None:
 
 
 def test_without_a_resolv_conf_the_trouble_is_temporary(tmp_path: Path) -> None:
-    assert failure(Resolver(tmp_path / "none"), "x.test").startswith("451 4.4.3 cannot resolve x.test now: No such file")
+    status = failure(Resolver(tmp_path / "none"), "x.test")
+    assert status == "451 4.4.3 cannot resolve x.test now: No such file or directory"
 
 
 def test_resolv_conf_as_openbsd_and_linux_write_it() -> None:
@@ -169,5 +169,5 @@ def test_resolv_conf_as_openbsd_and_linux_write_it() -> None:
     )
     assert [(server.address, server.port) for server in resolver.nameservers] == [("127.0.0.1", 53), ("::1", 5353)]  # type: ignore[union-attr]
     assert resolver.lifetime == 12
-    with pytest.raises(dns.resolver.NoResolverConfiguration):
+    with pytest.raises(Unresolved, match=r"no name server in resolv\.conf"):
         read_resolv_conf("# nothing\n")
