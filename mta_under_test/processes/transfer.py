@@ -234,8 +234,7 @@ class Transfer(Process):
 
     def session_ready(self, session: Session) -> None:
         """The session is past the greeting: its route works."""
-        session.relay.connecting -= 1
-        session.route.worked()
+        self.map.ready(session.relay, session.route, asyncio.get_running_loop().time())
         self.drain(session.relay)
 
     def session_over(self, session: Session) -> None:

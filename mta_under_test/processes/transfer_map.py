@@ -27,8 +27,8 @@ from mta_under_test.processes.transfer_routes import (
 from mta_under_test.wire.exchange import Exchange
 
 MAX_KEPT_ROUTES = 1000  # that nobody needs and that are remembered for their penalties
-ANOTHER_SESSION_S = 1.0  # after a relay's last connect, while it has sessions (DELAY_CONNECT of February 2013)
-PATIENCE_S = 5.0  # … and one of them is not there yet
+ANOTHER_SESSION_S = 1.0  # after a relay's last session became ready (DELAY_CONNECT of February 2013)
+PATIENCE_S = 5.0  # … or was begun, while it is not
 RECHECK_S = 1.0  # a limit is reached: sessions of other relays count, and nobody tells when they end
 
 
@@ -139,7 +139,8 @@ class Map:
             domain.last_connect + limits.conn_delay_domain,
             source.last_connect + limits.conn_delay_source,
             connector.last_connect + limits.conn_delay_connector,
-            relay.last_connect + max(pace_s, limits.conn_delay_relay),
+            relay.last_connect + limits.conn_delay_relay,
+            relay.last_progress + pace_s,
         )
         if ready_at > now:
             return Choice(wait_until=ready_at)
@@ -209,12 +210,18 @@ class Map:
         route.references += 1
         relay.sessions += 1
         relay.connecting += 1
-        relay.last_connect = connector.last_connect = now
+        relay.last_connect = relay.last_progress = connector.last_connect = now
         connector.sessions += 1
         for endpoint in (relay.domain, route, route.source, route.host):
             endpoint.sessions += 1
             endpoint.last_connect = now
         return route
+
+    def ready(self, relay: Relay, route: Route, now: float) -> None:
+        """A session is past the greeting: its route works."""
+        relay.connecting -= 1
+        relay.last_progress = now
+        route.worked()
 
     def disconnected(self, relay: Relay, connector: Connector, route: Route, now: float) -> None:
         """… and ends. Whether the route has failed was said before."""

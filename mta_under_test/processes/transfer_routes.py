@@ -173,7 +173,7 @@ class Relay:
         "is_dropped",
         "key",
         "last_connect",
-        "last_error",
+        "last_error", "last_progress",
         "limits",
         "on_hold",
         "sessions",
@@ -196,6 +196,7 @@ class Relay:
         self.connecting = 0  # sessions that have not got as far as a transaction
         self.idle_sessions: list[Session] = []  # that wait for a task
         self.last_connect = NEVER
+        self.last_progress = NEVER  # when a session was begun, or became ready
         self.last_error = ""
         self.timer: TimerHandle | None = None  # runs until the next connect is polite
         self.on_hold = False  # envelopes that come now are held back in scheduler

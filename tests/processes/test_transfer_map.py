@@ -56,10 +56,10 @@ def connect(where: Map, relay: Relay, now: float, *, works: bool | None = True) 
     assert choice.connector is not None
     route = where.connected(relay, choice.connector, choice.exchange.host, now)
     if works is not None:
-        relay.connecting -= 1
         if works:
-            route.worked()
+            where.ready(relay, route, now)
         else:
+            relay.connecting -= 1
             route.failed(now)
             where.disconnected(relay, choice.connector, route, now)
     return choice.connector, route
@@ -254,10 +254,10 @@ def test_a_delay_after_a_disconnect_is_kept_even_for_a_relay_that_is_new() -> No
 def test_a_relay_opens_further_sessions_with_pauses() -> None:
     where = Map()
     relay = relay_to(where, "127.0.0.1", "127.0.0.2")
-    connect(where, relay, 0, works=None)
+    _, route = connect(where, relay, 0, works=None)
     assert where.choose(relay, 0).wait_until == PATIENCE_S
-    relay.connecting = 0
-    assert where.choose(relay, 0).wait_until == ANOTHER_SESSION_S
+    where.ready(relay, route, 3)
+    assert where.choose(relay, 3).wait_until == 3 + ANOTHER_SESSION_S
 
 
 def test_a_route_that_is_not_known_to_work_carries_one_session() -> None:
@@ -265,8 +265,7 @@ def test_a_route_that_is_not_known_to_work_carries_one_session() -> None:
     relay = relay_to(where, "127.0.0.1")
     _, route = connect(where, relay, 0, works=None)
     assert where.choose(relay, 100).wait_until == 100 + RECHECK_S
-    relay.connecting = 0
-    route.worked()
+    where.ready(relay, route, 50)
     assert next_address(where, relay, 100) == "127.0.0.1"
 
 
