@@ -26,7 +26,7 @@ from pathlib import Path
 from mta_under_test.config import Config, ConfigError, Listener, load
 from mta_under_test.ipc.messages import Kind
 from mta_under_test.processes import parent
-from mta_under_test.processes.control import WATCHED
+from mta_under_test.processes.control import WATCHED, known_name
 from mta_under_test.processes.process import DEFAULT_RESOLV_CONF, Start
 from mta_under_test.spool import Spool, SpoolError
 
@@ -88,10 +88,11 @@ def _parser() -> argparse.ArgumentParser:
 def _bind_all(config: Config, options: argparse.Namespace) -> Start:
     """Bind everything, or nothing. Raises StartError."""
     known = WATCHED[Kind.TRACE]
-    for name in options.T:
+    names = [known_name(name) for name in options.T]
+    for name in names:
         if name not in (*known, "all"):
             raise StartError(f"smtpd: -T {name}: no such subsystem; there is {', '.join(known)} and all")
-    traced = frozenset(known if "all" in options.T else options.T)
+    traced = frozenset(known if "all" in names else names)
     bound: list[tuple[Listener, socket.socket]] = []
     control = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     start = Start(config, options.spool, control, bound, traced, options.resolv_conf, options.mx_port)

@@ -67,6 +67,20 @@ class Start:
             sock.close()
 
 
+class TracedCounter(Counter[str]):
+    """Counters that tell of every change: what `stats` is while somebody traces `stat`."""
+
+    def __init__(self, counts: Mapping[str, int], changed: Callable[[str, int], None]) -> None:
+        self._changed: Callable[[str, int], None] | None = None
+        super().__init__(counts)
+        self._changed = changed
+
+    def __setitem__(self, name: str, value: int) -> None:
+        super().__setitem__(name, value)
+        if self._changed is not None:
+            self._changed(name, value)
+
+
 class Process:
     """One role. Subclasses set `role` and declare their handlers; `run` returns the process's exit status."""
 
@@ -80,7 +94,7 @@ class Process:
         self.mx_port = start.mx_port
         self.traced_to_log = start.traced
         self.stats: Counter[str] = Counter()
-        self.tracing = start.traced
+        self._trace_only(start.traced)
         self.profiling: frozenset[str] = frozenset()
         self.channels: dict[str, Channel] = {}
         self._sockets = dict(sockets)
@@ -217,6 +231,8 @@ class Process:
     def _handle(self, peer: str, message: Message) -> None:
         if "imsg" in self.tracing and message.kind not in (Kind.TRACE_LINE, Kind.PROFILE_LINE):
             self.trace("imsg", f"{peer} -> {self.role}: {message.kind.name} {message.integers}")
+        if "imsg-size" in self.tracing and message.kind not in (Kind.TRACE_LINE, Kind.PROFILE_LINE):
+            self.trace("imsg-size", f"{peer} -> {self.role}: {message.kind.name} {message.size_bytes}")
         if message.kind in (Kind.OK, Kind.FAIL):
             # The channel closes what is left in its own message; the answer outlives it.
             descriptor = message.take_descriptor()
@@ -252,6 +268,17 @@ class Process:
         if subsystem in self.tracing and "control" in self.channels:
             self.tell("control", Kind.TRACE_LINE, text=f"{subsystem}\t{self.role}: {line}".encode()[:8192])
 
+    def trace_io(self, peer: str, what: str, size_bytes: int) -> None:
+        """Something happened on a connection; for `Stream`."""
+        if "io" in self.tracing:
+            self.trace("io", f"{peer} {what} {size_bytes} bytes")
+
+    def _stat_changed(self, name: str, value: int) -> None:
+        self.trace("stat", f"{name} {value}")
+
+    def profiling_changed(self) -> None:
+        """For roles that time more than their messages."""
+
     def profile(self, subsystem: str, line: str) -> None:
         if subsystem in self.profiling:
             self.tell("control", Kind.PROFILE_LINE, text=f"{subsystem}\t{line}".encode()[:8192])
@@ -260,13 +287,22 @@ class Process:
         """Counters that are read off the process's own tables rather than kept."""
         return {}
 
+    def _trace_only(self, subsystems: frozenset[str]) -> None:
+        self.tracing = subsystems
+        traces_stats = isinstance(self.stats, TracedCounter)
+        if "stat" in subsystems and not traces_stats:
+            self.stats = TracedCounter(self.stats, self._stat_changed)
+        elif "stat" not in subsystems and traces_stats:
+            self.stats = Counter(self.stats)
+
     @takes(Kind.TRACE)
     def _set_tracing(self, peer: str, message: Message) -> None:
-        self.tracing = self.traced_to_log | frozenset(message.text.decode().split())
+        self._trace_only(self.traced_to_log | frozenset(message.text.decode().split()))
 
     @takes(Kind.PROFILE)
     def _set_profiling(self, peer: str, message: Message) -> None:
         self.profiling = frozenset(message.text.decode().split())
+        self.profiling_changed()
 
     @takes(Kind.VERBOSE)
     def _set_verbose(self, peer: str, message: Message) -> None:

@@ -22,6 +22,7 @@ from mta_under_test.ipc.channel import Message
 from mta_under_test.ipc.messages import Delivery, Fate, Kind
 from mta_under_test.processes.bounces import Bounces
 from mta_under_test.processes.process import Process, takes
+from mta_under_test.processes.queue_profile import timed
 from mta_under_test.spool import CorruptEnvelope, Spool, SpoolError
 from mta_under_test.wire.envelope import Envelope, decode, encode, msgid_of
 
@@ -37,7 +38,7 @@ class Queue(Process):
     new_work_from = ("smtp",)
 
     async def start(self) -> None:
-        self.spool = Spool(self.spool_root)
+        self.spool = self._untimed = Spool(self.spool_root)
         self.bounces = Bounces(self)
         self._commits: list[tuple[int, int]] = []  # (request, msgid), written to disk together
         self._refused: set[int] = set()  # requests one of whose envelopes could not be written
@@ -47,6 +48,10 @@ class Queue(Process):
 
     def gauges(self) -> dict[str, int]:
         return {"queue.bounce": self.bounces.pending}
+
+    def profiling_changed(self) -> None:
+        watched = "queue" in self.profiling
+        self.spool = timed(self._untimed, lambda line: self.profile("queue", line)) if watched else self._untimed
 
     def submit(self, owed: Sequence[tuple[int, Envelope]]) -> None:
         """Tell scheduler of a message's envelopes, all safe on disk: together, so that they are tried together."""
@@ -124,10 +129,7 @@ class Queue(Process):
 
     def commit(self, msgids: list[int]) -> None:
         """Make messages safe against power loss, then schedule their envelopes. Raises SpoolError."""
-        began = time.perf_counter()
         self.spool.commit(msgids)
-        if "queue" in self.profiling:
-            self.profile("queue", f"commit of {len(msgids)} messages {(time.perf_counter() - began) * 1e3:.3f} ms")
         for msgid in msgids:
             self.trace("queue", f"{msgid:08x} committed")
             self.submit([(evpid, self.spool.envelope(evpid)) for evpid in self.spool.envelopes(msgid)])
@@ -142,14 +144,10 @@ class Queue(Process):
     def batch(self, peer: str, message: Message) -> None:
         delivery, *evpids = message.integers
         role = ROLE_OF[Delivery(delivery)]
-        began = time.perf_counter()
         for evpid in evpids:
             if (envelope := self._load(evpid)) is not None:
                 self.tell(role, Kind.DELIVER, evpid, text=encode(envelope))
         self.tell(role, Kind.DELIVER_END)
-        if "queue" in self.profiling:
-            took_ms = (time.perf_counter() - began) * 1e3
-            self.profile("queue", f"load of {len(evpids)} envelopes {took_ms:.3f} ms")
 
     @takes(Kind.MESSAGE_FD)
     def message_fd(self, peer: str, message: Message) -> None:

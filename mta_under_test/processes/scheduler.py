@@ -83,6 +83,7 @@ class Scheduler(Process):
             "scheduler.envelope.inflight": self._in_flight,
             "scheduler.envelope.due": self._due_now(),
             "scheduler.envelope.held": sum(len(evpids) for evpids in self._held.values()),
+            "scheduler.paused.mda": int(Delivery.MDA in self._paused),
             "scheduler.paused.mta": int(Delivery.MTA in self._paused),
         }
 

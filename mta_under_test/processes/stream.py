@@ -7,6 +7,7 @@ million commands fills its own socket buffer and not our memory.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import cast
 
 _WRITE_HIGH_BYTES = 1 << 18
@@ -19,8 +20,10 @@ class StreamTimeout(Exception):
 class Stream(asyncio.Protocol):
     """`receive` waits for bytes (b"" is end of file); `write` never waits, `drain` does. Both are for one coroutine."""
 
-    def __init__(self, timeout_s: float) -> None:
+    def __init__(self, timeout_s: float, trace: Callable[[str, str, int], None] | None = None) -> None:
+        """`trace` is told of all that comes and goes: the peer, what it is, and how many bytes."""
         self.timeout_s = timeout_s
+        self._trace = trace
         self.peer: tuple[str, int] = ("", 0)
         self.local: tuple[str, int] = ("", 0)
         self._loop = asyncio.get_running_loop()
@@ -67,6 +70,8 @@ class Stream(asyncio.Protocol):
 
     def write(self, data: bytes) -> None:
         if self._transport is not None and not self._transport.is_closing():
+            if self._trace is not None:
+                self._trace(self.peer[0], "out", len(data))
             self._transport.write(data)
 
     async def drain(self) -> None:
@@ -109,6 +114,8 @@ class Stream(asyncio.Protocol):
         self.local = transport.get_extra_info("sockname")[:2]
 
     def data_received(self, data: bytes) -> None:
+        if self._trace is not None:
+            self._trace(self.peer[0], "in", len(data))
         self._arrived.append(data)
         if self._reader is not None:
             _wake(self._reader)
@@ -127,6 +134,8 @@ class Stream(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         self._ended = True
         self._transport = None
+        if self._trace is not None:
+            self._trace(self.peer[0], "closed", 0)
         for future in (self._reader, self._writable):
             if future is not None:
                 _wake(future)

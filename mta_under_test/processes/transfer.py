@@ -430,10 +430,8 @@ def relay_key(action: RelayAction, host: RelayHost | None, envelope: Unrouted, h
     if host is not None:
         return RelayKey(action.name, DomainKey("host", host.host.lower()), host.port, host.scheme, host.label)
     domain = envelope.dest.rpartition("@")[2].lower()
-    if action.backup:
-        key = DomainKey("backup", domain, action.backup_mx or envelope.smtpname or hostname)
-    else:
-        key = DomainKey("mx", domain, hostname)
+    ours = envelope.smtpname or hostname
+    key = DomainKey("backup", domain, action.backup_mx or ours) if action.backup else DomainKey("mx", domain, ours)
     return RelayKey(action.name, key, mx_port, "smtp", "")
 
 

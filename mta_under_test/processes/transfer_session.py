@@ -45,7 +45,7 @@ class Session:
         self.connector = connector
         self.route = route
         self.mx_name = mx_name  # the host's name, as the destination's MX record or the configuration has it
-        self.stream = Stream(SESSION_TIMEOUT_S)
+        self.stream = Stream(SESSION_TIMEOUT_S, transfer.trace_io)
         self.machine = ClientMachine()
         self.lmtp = relay.key.scheme == "lmtp"
         self.message: int | None = None

@@ -1,4 +1,4 @@
-"""A small internet on loopback: a DNS server, and mail exchangers that listen on addresses of their own, on one port."""
+"""A small internet on loopback: a DNS server, and mail exchangers, each on an address of its own, all on one port."""
 
 from __future__ import annotations
 
