@@ -152,8 +152,7 @@ class Control(Process):
         # its method cache (see wire.date).
         asked = [asyncio.create_task(self.ask(peer, Kind.STATS)) for peer in self.channels]
         answers = [await answer for answer in asked]
-        own = "".join(f"{name} {value}\n" for name, value in {**self.stats, **self.gauges()}.items())
-        text = own.encode() + b"".join(answer.text for answer in answers)
+        text = self.stats_text() + b"".join(answer.text for answer in answers)
         return Message(Kind.OK, (0,), text, None, 0)
 
     # ---- who watches what

@@ -310,11 +310,14 @@ class Process:
 
     @takes(Kind.STATS)
     def _give_stats(self, peer: str, message: Message) -> None:
+        self.answer(peer, message.integers[0], text=self.stats_text())
+
+    def stats_text(self) -> bytes:
+        """`name value` lines: counters, gauges, and the traffic of the channels."""
         values = {**self.stats, **self.gauges()}
         for other, channel in self.channels.items():
             values[f"buffer.{self.role}.{other}"] = channel.sent.most_waiting_bytes
             channel.sent.most_waiting_bytes = channel.waiting_bytes
             values[f"imsg.{self.role}.{other}.messages"] = channel.sent.messages.total()
             values[f"imsg.{self.role}.{other}.bytes"] = channel.sent.bytes.total()
-        text = "".join(f"{name} {value}\n" for name, value in values.items())
-        self.answer(peer, message.integers[0], text=text.encode())
+        return "".join(f"{name} {value}\n" for name, value in values.items()).encode()
