@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import enum
 import heapq
-import itertools
 import time
 from typing import ClassVar
 
@@ -145,11 +144,15 @@ class Scheduler(Process):
 
     @takes(Kind.RELEASE)
     def release(self, peer: str, message: Message) -> None:
+        """At least as many as asked for, and whole messages: one transaction is enough for all of a message."""
         relay, count = message.integers
-        evpids = list(itertools.islice(self._held.get(relay, ()), count or None))
-        for evpid in evpids:
+        released: list[int] = []
+        for evpid in list(self._held.get(relay, ())):
+            if count and len(released) >= count and evpid >> 32 != released[-1] >> 32:
+                break
             self._release(self._entries[evpid])
-        self.trace("scheduler", f"releasing {len(evpids)} envelopes of relay {relay}")
+            released.append(evpid)
+        self.trace("scheduler", f"releasing {len(released)} envelopes of relay {relay}")
         self._wake()
 
     def _release(self, entry: Entry) -> None:

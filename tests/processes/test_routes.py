@@ -344,3 +344,16 @@ match from any for any action "out"
     assert smtpd.smtpctl("resume", "route", "all").stdout == "1 route resumed\n"
     assert on_the_map(smtpd) == {}
     assert smtpd.smtpctl("show", "routes").stdout == ""
+
+
+def test_the_recipients_of_a_held_message_stay_together(start: Callable[..., Smtpd], mx: RemoteMX) -> None:
+    mx.shut_gate("refusing")
+    smtpd = start("mta limit task-hiwat 4 task-lowat 2 task-release 2")
+    with smtpd.smtp() as client:
+        for number in range(20):
+            client.sendmail("a@sender.test", [f"{name}@to.test" for name in "xyz"], message(number))
+    until(lambda: smtpd.stats()["scheduler.envelope.held"] == 48, "held envelopes")
+    mx.open_gate("refusing")
+    until(lambda: len(mx.ledger().delivered) == 20, "all messages")
+    until(smtpd.at_rest, "rest")
+    assert mx.ledger().listeners["refusing"].transactions == 20
