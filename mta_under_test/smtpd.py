@@ -24,6 +24,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mta_under_test.config import Config, ConfigError, Listener, load
+from mta_under_test.config.values import port_number
 from mta_under_test.ipc.messages import Kind
 from mta_under_test.processes import parent
 from mta_under_test.processes.control import WATCHED, known_name
@@ -81,8 +82,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--resolv-conf", type=Path, default=DEFAULT_RESOLV_CONF, metavar="FILE", help="name servers [%(default)s]"
     )
-    parser.add_argument("--mx-port", type=int, default=25, metavar="PORT", help="of mail exchangers [%(default)s]")
+    parser.add_argument("--mx-port", type=_port, default=25, metavar="PORT", help="of mail exchangers [%(default)s]")
     return parser
+
+
+def _port(text: str) -> int:
+    try:
+        return port_number(text, lowest=1)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _bind_all(config: Config, options: argparse.Namespace) -> Start:

@@ -7,6 +7,7 @@ Takes: EXPAND, HOSTS, TABLE_VALUE, TABLE_KEYS.   Sends: SUBMIT_ENVELOPE and COMM
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import logging
 from typing import ClassVar
@@ -21,7 +22,8 @@ from mta_under_test.tables import Table, TableError
 from mta_under_test.wire import exchange
 from mta_under_test.wire.envelope import Envelope, decode, encode
 
-MAX_KEYS = 200  # of a table in one answer: source addresses, which fit into a frame
+MAX_LOOKUPS = 32  # destinations at once; each takes a descriptor or two
+MAX_TABLE_BYTES = 8192  # of a table's keys, or of a value, in one answer
 
 logger = logging.getLogger("smtpd")
 
@@ -32,6 +34,7 @@ class Lookup(Process):
     async def start(self) -> None:
         self.rules = Ruleset(self.config)
         self.resolver = Resolver(self.resolv_conf)
+        self._few = asyncio.Semaphore(MAX_LOOKUPS)
 
     @takes(Kind.EXPAND)
     def expand(self, peer: str, message: Message) -> None:
@@ -57,12 +60,13 @@ class Lookup(Process):
         self.spawn(self._hosts(peer, message.integers[0], message.text.decode()), "resolve")
 
     async def _hosts(self, peer: str, request: int, question: str) -> None:
-        kind, name, *ours = question.split(" ")
+        kind, name, ours = question.split(" ", 2)
         try:
-            if kind == "host":
-                found = await self.resolver.addresses(name)
-            else:
-                found = await self.resolver.exchanges(name, *ours, backup=kind == "backup")
+            async with self._few:
+                if kind == "host":
+                    found = await self.resolver.addresses(name)
+                else:
+                    found = await self.resolver.exchanges(name, ours, backup=kind == "backup")
         except Unresolved as failure:
             self.trace("lookup", f"{question}: {failure}")
             self.refuse(peer, request, str(failure))
@@ -77,6 +81,8 @@ class Lookup(Process):
         name, _, key = message.text.decode().partition(" ")
         try:
             value = self._table(name).lookup(key)
+            if value is not None and len(value) > MAX_TABLE_BYTES:
+                raise TableError(f"the value of {key} in table <{name}> is too long")
         except TableError as error:
             self.refuse(peer, message.integers[0], str(error))
             return
@@ -87,12 +93,13 @@ class Lookup(Process):
     def table_keys(self, peer: str, message: Message) -> None:
         name = message.text.decode()
         try:
-            keys = self._table(name).keys()[:MAX_KEYS]
+            keys = self._table(name).keys()
         except TableError as error:
             self.refuse(peer, message.integers[0], str(error))
             return
         self.trace("tables", f"<{name}>: {len(keys)} keys")
-        self.answer(peer, message.integers[0], text="\n".join(keys).encode())
+        text = "".join(f"{key}\n" for key in keys).encode()[:MAX_TABLE_BYTES]
+        self.answer(peer, message.integers[0], text=text[: text.rfind(b"\n") + 1])
 
     def _table(self, name: str) -> Table:
         """Raises TableError."""

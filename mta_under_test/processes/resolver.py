@@ -156,9 +156,11 @@ def read_resolv_conf(text: str) -> dns.asyncresolver.Resolver:
             continue
         address, port = found["host"] or found["plain"], int(found["port"] or DNS_PORT)
         try:
+            if not 0 < port < 1 << 16:
+                raise ValueError
             servers.append(dns.nameserver.Do53Nameserver(str(ipaddress.ip_address(address)), port))
         except ValueError:
-            logger.warning("resolv.conf: %r is not an address", address)
+            logger.warning("resolv.conf: %r names no server", line)
     if not servers:
         raise Unresolved("451 4.4.3 no name server in resolv.conf")
     # dnspython reads the options, but it wants a server there, and knows no ports.
@@ -199,7 +201,7 @@ def _told(error: BaseException) -> str:
         return "every name server fails"
     if isinstance(error, OSError) and error.errno:
         return os.strerror(error.errno)
-    return " ".join(str(error).split()) or type(error).__name__
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _is_localhost(name: str) -> bool:

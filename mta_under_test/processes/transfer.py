@@ -1,8 +1,8 @@
 """transfer: outbound SMTP and LMTP sessions.
 
-Owns: relays, domains, hosts, sources, routes and connectors (`transfer_routes`, `transfer_map`), what is remembered of
-destinations (`transfer_hoststats`), the sessions (`transfer_session`), and in each the message descriptor of the
-transaction in hand.
+Owns: relays, domains, hosts, sources, routes and connectors (`transfer_routes`, `transfer_map`), the envelopes that
+arrive (`transfer_arrivals`), what is remembered of destinations (`transfer_hoststats`), the sessions
+(`transfer_session`), and in each the message descriptor of the transaction in hand.
 Never: unlinks a message, keeps an envelope's text, decides when to try again.
 Takes: DELIVER, DELIVER_END from queue; SHOW_MTA, RESUME_ROUTE from control.
 Sends: MESSAGE_FD, DELIVERY_OK, _TEMP, _PERM, _LOOP (evpid and status line), HOLD, RELEASE, RESCHEDULE to queue; HOSTS,
@@ -17,18 +17,19 @@ what a run measures.) More tasks than `task-hiwat` do not wait here: scheduler h
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import itertools
 import logging
+import resource
 import time
 from collections.abc import Callable, Iterable
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
-from mta_under_test.config import RelayAction, RelayHost
-from mta_under_test.config.values import relay_host
 from mta_under_test.ipc.channel import Message
 from mta_under_test.ipc.messages import Kind
 from mta_under_test.processes import transfer_show
 from mta_under_test.processes.process import Process, Refusal, takes
+from mta_under_test.processes.transfer_arrivals import Arrivals
 from mta_under_test.processes.transfer_hoststats import HostStats
 from mta_under_test.processes.transfer_map import Map
 from mta_under_test.processes.transfer_routes import (
@@ -37,17 +38,18 @@ from mta_under_test.processes.transfer_routes import (
     SOURCE_PENALTY_S,
     Connector,
     Domain,
-    DomainKey,
     Relay,
-    RelayKey,
     Task,
 )
 from mta_under_test.processes.transfer_session import Session
 from mta_under_test.wire import exchange
-from mta_under_test.wire.envelope import Envelope, decode
+from mta_under_test.wire.envelope import decode
 
 logger = logging.getLogger("smtpd")
 
+DESCRIPTORS_A_SESSION = 2  # the connection and the message
+DESCRIPTORS_RESERVED = 40  # channels, log, what Python and libuv open
+MOST_SESSIONS = 2000  # where the kernel allows any number of descriptors
 RESOLVE_AGAIN_S = 900.0  # a relay that never runs out of tasks still notices that its destination has moved
 FRAME_INTEGERS = 1000  # evpids in one message
 SHOW_BYTES = 12_000  # of text in one answer to SHOW_MTA
@@ -61,15 +63,6 @@ RESULT_STATS = {
 }
 
 
-class Unrouted(NamedTuple):
-    """An envelope whose destination is still to be looked up."""
-
-    evpid: int
-    sender: str
-    dest: str
-    smtpname: str
-
-
 class Transfer(Process):
     role: ClassVar[str] = "transfer"
     session_class: ClassVar[type[Session]] = Session
@@ -78,12 +71,12 @@ class Transfer(Process):
     async def start(self) -> None:
         self.map = self.map_class()
         self.hoststats = HostStats(self.config.max_deferred)
-        self._arriving: dict[Relay, None] = {}  # whose tasks the batch in hand has changed
-        self._holding: dict[Relay, list[int]] = {}  # evpids of the batch in hand that are to be held
-        self._unrouted: dict[tuple[RelayAction, str], list[Unrouted]] = {}  # by action and recipient domain
+        self._arrivals = Arrivals(self)
         self._sessions = 0
+        self._max_sessions = max_sessions(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+        self._crowded_out: dict[Relay, None] = {}  # that wait for any session to end
         self._running = 0
-        self._envelopes = 0
+        self.envelopes = 0  # in hand
         self._tidying: asyncio.TimerHandle | None = None
 
     async def finish(self) -> None:
@@ -97,7 +90,7 @@ class Transfer(Process):
             "mta.session": self._sessions,
             "mta.task": sum(len(relay.tasks) + len(relay.incoming) for relay in self.map.relays.values()),
             "mta.task.running": self._running,
-            "mta.envelope": self._envelopes,
+            "mta.envelope": self.envelopes,
             "mta.relay": len(self.map.relays),
             "mta.domain": len(self.map.domains),
             "mta.host": len(self.map.hosts),
@@ -112,72 +105,18 @@ class Transfer(Process):
     @takes(Kind.DELIVER)
     def deliver(self, peer: str, message: Message) -> None:
         (evpid,) = message.integers
-        envelope = decode(message.text)
-        self._envelopes += 1
-        action = self.config.actions.get(envelope.dispatcher)
-        if not isinstance(action, RelayAction):
-            self.result(evpid, Kind.DELIVERY_TEMP, f"451 4.3.5 No relay action named {envelope.dispatcher!r} any more")
-            return
-        unrouted = Unrouted(evpid, sender_of(action, envelope), envelope.dest, envelope.smtpname)
-        if action.domain:
-            domain = envelope.dest.rpartition("@")[2].lower()
-            self._unrouted.setdefault((action, domain), []).append(unrouted)
-        else:
-            self._enqueue(unrouted, action, action.host)
+        self.envelopes += 1
+        self._arrivals.envelope(evpid, decode(message.text))
 
     @takes(Kind.DELIVER_END)
     def batch_complete(self, peer: str, message: Message) -> None:
-        for (action, domain), envelopes in self._unrouted.items():
-            self.spawn(self._route_by_table(action, domain, envelopes), f"relay host of {domain}")
-        self._unrouted.clear()
-        self._batch_over()
+        self._arrivals.batch_complete()
 
-    def _enqueue(self, envelope: Unrouted, action: RelayAction, host: RelayHost | None) -> None:
-        key = relay_key(action, host, envelope, self.config.hostname, self.mx_port)
-        limits = self.config.domain_limits.get(key.domain.name, self.config.relay_limits)
-        relay = self.map.relay(key, action, limits)
-        self._arriving[relay] = None
-        msgid = envelope.evpid >> 32
-        task = relay.incoming.get(msgid)
-        if task is None:
-            waiting = len(relay.tasks) + len(relay.incoming)
-            if not relay.on_hold and waiting >= limits.task_hiwat:
-                relay.on_hold = True
-                self.trace("transfer", f"{relay} has {waiting} tasks: holding envelopes")
-            if relay.on_hold:
-                self._envelopes -= 1
-                self._holding.setdefault(relay, []).append(envelope.evpid)
-                return
-            task = relay.incoming[msgid] = Task(msgid, envelope.sender, key.domain.name)
-        task.recipients[envelope.evpid] = envelope.dest
-
-    def _batch_over(self) -> None:
-        relays = list(self._arriving)
-        self._arriving.clear()
-        for relay in relays:
-            relay.tasks.extend(relay.incoming.values())
-            relay.incoming.clear()
-            if evpids := self._holding.pop(relay, None):
-                relay.held += len(evpids)
-                self._tell_many(Kind.HOLD, evpids, relay.id)
-                if not relay.tasks:
-                    self._release(relay, 0)  # while the batch arrived all its tasks were done
-            self.drain(relay)
-
-    async def _route_by_table(self, action: RelayAction, domain: str, envelopes: list[Unrouted]) -> None:
-        """`relay domain <table>`: the table names a host for each recipient domain."""
-        try:
-            answer = await self.ask("lookup", Kind.TABLE_VALUE, text=f"{action.domain} {domain}".encode())
-            if not answer.integers[1]:
-                raise Refusal(f"{domain} is not in table <{action.domain}>")
-            host = relay_host(answer.text.decode())
-        except (Refusal, ValueError) as error:
-            for envelope in envelopes:
-                self.result(envelope.evpid, Kind.DELIVERY_TEMP, f"451 4.3.5 Cannot find the relay host: {error}")
-            return
-        for envelope in envelopes:
-            self._enqueue(envelope, action, host)
-        self._batch_over()
+    def hold(self, relay: Relay, evpids: list[int]) -> None:
+        """Leave these to scheduler until the relay has room for them."""
+        self.envelopes -= len(evpids)
+        relay.held += len(evpids)
+        self._tell_many(Kind.HOLD, evpids, relay.id)
 
     def _tell_many(self, kind: Kind, evpids: list[int], *first: int) -> None:
         for start in range(0, len(evpids), FRAME_INTEGERS):
@@ -187,7 +126,7 @@ class Transfer(Process):
 
     def result(self, evpid: int, kind: Kind, status_line: str) -> None:
         """What became of one recipient."""
-        self._envelopes -= 1
+        self.envelopes -= 1
         self.stats[RESULT_STATS[kind]] += 1
         self.trace("transfer", f"{evpid:016x} {kind.name}: {status_line}")
         self.tell("queue", kind, evpid, text=status_line.encode(errors="replace")[:2048])
@@ -219,9 +158,9 @@ class Transfer(Process):
             self.trace("transfer", f"{relay} is down to {len(relay.tasks)} tasks: releasing envelopes")
         if relay.held and not relay.on_hold:
             if not relay.tasks:
-                self._release(relay, 0)
+                self.release(relay, 0)
             elif len(relay.tasks) == relay.limits.task_lowat:
-                self._release(relay, relay.limits.task_release)
+                self.release(relay, relay.limits.task_release)
         return task
 
     def task_over(self) -> None:
@@ -247,7 +186,7 @@ class Transfer(Process):
             if session.source_failed:
                 session.connector.avoided_until = now + SOURCE_PENALTY_S
                 logger.info("transfer: error on %s: %s", transfer_show.source_text(route.source), session.error)
-            elif route.is_valid and route.sessions > 1:
+            elif session.local_failure or (route.is_valid and route.sessions > 1):
                 route.not_before = now + PENALTY_BASE_S
             else:
                 pause_s = route.failed(now)
@@ -256,6 +195,10 @@ class Transfer(Process):
         if route.keep_until > now:
             self._tidy_by(route.keep_until)
         self.drain(relay)
+        while self._crowded_out and self._sessions < self._max_sessions:
+            crowded_out = next(iter(self._crowded_out))
+            del self._crowded_out[crowded_out]
+            self.drain(crowded_out)
 
     # ---- relays
 
@@ -266,7 +209,7 @@ class Transfer(Process):
         self._cancel_timer(relay)
         if relay.idle:
             if relay.held:
-                self._release(relay, 0)
+                self.release(relay, 0)
             self.map.drop(relay)
             self.trace("transfer", f"{relay} done")
             return
@@ -298,6 +241,9 @@ class Transfer(Process):
         """Open the sessions that are due, and see when the next one will be."""
         loop = asyncio.get_running_loop()
         while relay.sessions <= CROWD or relay.sessions < len(relay.tasks) // 2:
+            if self._sessions >= self._max_sessions:
+                self._crowded_out[relay] = None
+                return
             choice = self.map.choose(relay, loop.time())
             if choice.exchange is not None and choice.connector is not None:
                 self._open(relay, choice.connector, choice.exchange)
@@ -319,7 +265,7 @@ class Transfer(Process):
     async def _resolve(self, domain: Domain) -> None:
         failure = ""
         try:
-            answer = await self.ask("lookup", Kind.HOSTS, text=" ".join(filter(None, domain.key)).encode())
+            answer = await self.ask("lookup", Kind.HOSTS, text=" ".join(domain.key).encode())
         except Refusal as refusal:
             failure = str(refusal)
         else:
@@ -342,7 +288,7 @@ class Transfer(Process):
             self._give_up(relay, Kind.DELIVERY_TEMP, f"451 4.3.5 Could not retrieve source address: {refusal}")
             return
         relay.sourcing = False
-        self.map.sourced(relay, answer.text.decode().split())
+        self.map.sourced(relay, list(filter(_is_address, answer.text.decode().split())))
         if relay.connectors:
             self.drain(relay)
         else:
@@ -359,10 +305,10 @@ class Transfer(Process):
                     self.hoststats.defer(task.domain, evpid)
         relay.on_hold = False
         if relay.held:
-            self._release(relay, 0)
+            self.release(relay, 0)
         self.drain(relay)
 
-    def _release(self, relay: Relay, count: int) -> None:
+    def release(self, relay: Relay, count: int) -> None:
         """Let scheduler send some of the envelopes that are held for the relay; 0 for all."""
         relay.held = max(0, relay.held - count) if count else 0
         self.tell("queue", Kind.RELEASE, relay.id, count)
@@ -425,20 +371,16 @@ class Transfer(Process):
             self.drain(relay)
 
 
-def relay_key(action: RelayAction, host: RelayHost | None, envelope: Unrouted, hostname: str, mx_port: int) -> RelayKey:
-    """The relay that an envelope waits at; its destination is `host`, or else its recipient's domain."""
-    if host is not None:
-        return RelayKey(action.name, DomainKey("host", host.host.lower()), host.port, host.scheme, host.label)
-    domain = envelope.dest.rpartition("@")[2].lower()
-    ours = envelope.smtpname or hostname
-    key = DomainKey("backup", domain, action.backup_mx or ours) if action.backup else DomainKey("mx", domain, ours)
-    return RelayKey(action.name, key, mx_port, "smtp", "")
+def max_sessions(descriptors: int) -> int:
+    """How many sessions fit into so many descriptors (RLIM_INFINITY is negative)."""
+    fit = (descriptors - DESCRIPTORS_RESERVED) // DESCRIPTORS_A_SESSION if descriptors >= 0 else MOST_SESSIONS
+    return max(1, min(fit, MOST_SESSIONS))
 
 
-def sender_of(action: RelayAction, envelope: Envelope) -> str:
-    """`mail-from` takes the sender's place: whole, or its user or domain alone; the null sender stays."""
-    if not action.mail_from or not envelope.sender:
-        return envelope.sender
-    local, _, domain = envelope.sender.rpartition("@")
-    new_local, _, new_domain = action.mail_from.rpartition("@")
-    return f"{new_local or local}@{new_domain or domain}"
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        logger.warning("transfer: source address %r is not an address", text)
+        return False
+    return True

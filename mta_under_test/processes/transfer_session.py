@@ -19,7 +19,7 @@ from mta_under_test.ipc.messages import Kind
 from mta_under_test.processes.process import Refusal
 from mta_under_test.processes.stream import Stream, StreamTimeout
 from mta_under_test.processes.transfer_routes import Connector, Relay, Route, Task
-from mta_under_test.wire.client import ClientMachine, RemoteError
+from mta_under_test.wire.client import ClientMachine, LocalError, RemoteError
 from mta_under_test.wire.reply import Reply
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ SESSION_TIMEOUT_S = 300.0
 MAX_HOPS = 100  # Received fields; checked when relaying, as February 2013 did
 HEADER_BYTES = 1 << 16  # that the hops are counted in
 READ_BYTES = 1 << 16
+LOCAL_ERRORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)  # this process's trouble, no host's
 SOURCE_ERRORS = (errno.EADDRNOTAVAIL, errno.EACCES, errno.EPERM, errno.EADDRINUSE)
 
 logger = logging.getLogger("smtpd")
@@ -53,6 +54,7 @@ class Session:
         self.refused = 0
         self.is_ready = False  # the dialogue got past the greeting
         self.source_failed = False  # it is our own address that does not work
+        self.local_failure = False  # no connection could even be tried
         self.error = ""
         self._given: Task | None = None  # while the session was idle
 
@@ -71,6 +73,9 @@ class Session:
         except SessionError as failure:
             self.error = str(failure)
             self.trace(self.error)
+        except LocalError as mistake:
+            self.error = f"451 4.3.5 {mistake}"
+            self.source_failed = bool(self.route.source.address)
         finally:
             self.close_message()
             self.stream.close()
@@ -137,6 +142,7 @@ class Session:
             raise SessionError("451 4.4.1 Connection timed out") from error
         except OSError as error:
             self.source_failed = bool(address) and error.errno in SOURCE_ERRORS
+            self.local_failure = error.errno in LOCAL_ERRORS
             raise SessionError(f"451 4.4.1 Cannot connect: {os.strerror(error.errno or 0)}") from error
 
     async def _greet(self) -> None:
@@ -171,6 +177,9 @@ class Session:
     async def _transact(self, task: Task) -> None:
         try:
             await self._deliver(task)
+        except LocalError as error:
+            self._flush(task, Kind.DELIVERY_PERM, f"554 5.6.0 {error}")
+            raise SessionError(f"451 4.3.5 {error}") from error
         except (SessionError, Refusal) as error:
             line = str(error) if isinstance(error, SessionError) else f"451 4.3.0 Cannot read the message: {error}"
             self._flush(task, Kind.DELIVERY_TEMP, line)
@@ -257,6 +266,7 @@ class Session:
                 raise SessionError("451 4.4.2 Timed out while sending the message") from error
 
     async def _command(self, command: bytes) -> Reply:
+        """Raises SessionError when there is no answer, or when it is 421."""
         self.stream.write(command)
         if "transfer" in self.transfer.tracing:
             self.trace(f"<- {command[:512].decode(errors='replace').rstrip()}")

@@ -14,8 +14,12 @@ class Exchange(NamedTuple):
     name: str  # of the host, or the literal
 
 
+MAX_BYTES = 12_000  # that fit into a frame; the worst are left out
+
+
 def encode(exchanges: Sequence[Exchange]) -> bytes:
-    return "".join(f"{preference} {address} {name}\n" for preference, address, name in exchanges).encode()
+    text = "".join(f"{preference} {address} {name}\n" for preference, address, name in exchanges).encode()[:MAX_BYTES]
+    return text[: text.rfind(b"\n") + 1]
 
 
 def decode(text: bytes) -> list[Exchange]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import uvloop
 
 from mta_under_test.processes.resolver import MAX_EXCHANGES, Resolver, Unresolved, read_resolv_conf
 from tests.dns_server import DnsServer
@@ -171,3 +174,25 @@ def test_resolv_conf_as_openbsd_and_linux_write_it() -> None:
     assert resolver.lifetime == 12
     with pytest.raises(Unresolved, match=r"no name server in resolv\.conf"):
         read_resolv_conf("# nothing\n")
+
+
+def test_lookups_leave_no_object_behind(resolver: Resolver) -> None:
+    async def ask(times: int) -> None:
+        for _ in range(times):
+            for domain in ("two.test", "null.test", "gone.test", "servfail.test", "implicit.test"):
+                try:
+                    await resolver.exchanges(domain)
+                except Unresolved:
+                    continue
+
+    async def measure() -> list[int]:
+        blocks = []
+        for _ in range(4):
+            await ask(20)
+            gc.collect()
+            blocks.append(sys.getallocatedblocks())
+        return blocks
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        _, first, _, last = runner.run(measure())
+    assert last - first < 20, "less than one object for ten lookups"

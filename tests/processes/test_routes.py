@@ -4,15 +4,18 @@ everything leaves when nobody needs it."""
 from __future__ import annotations
 
 import re
+import resource
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from harness.remote_mx.process import RemoteMX
+from mta_under_test.processes.transfer import max_sessions
 from tests.processes.daemon import Smtpd, until
 from tests.processes.internet import HOME, Internet
 
@@ -312,29 +315,48 @@ def many_hosts() -> Iterator[Internet]:
         yield internet
 
 
+@contextmanager
+def descriptors(limit: int) -> Iterator[None]:
+    """What is started now may open so many."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize("limit", [1024, 128])
 def test_after_200_hosts_and_some_quiet_nothing_is_on_the_map(
-    start_smtpd: StartSmtpd, many_hosts: Internet, tmp_path: Path
+    start_smtpd: StartSmtpd, many_hosts: Internet, tmp_path: Path, limit: int
 ) -> None:
     many_hosts.zone(
         **{f"d{number}": {"MX": [f"10 h{number}.mx.test."]} for number in range(200)},
         dead={"MX": ["10 down.mx.test."]},
     )
-    smtpd = start_smtpd(
-        f"""
+    configuration = f"""
 listen on 127.0.0.1 port 0
 mta limit session-keepalive 1
 action "home" relay host smtp://127.0.0.1:{many_hosts.mx.ports[HOME]}
 action "out" relay
 match from any for domain "sender.test" action "home"
 match from any for any action "out"
-""",
-        *many_hosts.arguments(tmp_path),
-    )
+"""
+    with descriptors(limit):
+        smtpd = start_smtpd(configuration, *many_hosts.arguments(tmp_path))
+    if limit == 128:
+        for name in many_hosts.addresses:
+            many_hosts.mx.shut_gate(name)
     with smtpd.smtp() as client:
         for first in range(0, 200, 50):
             client.sendmail(
                 "a@sender.test", [f"x@d{number}.test" for number in range(first, first + 50)], message(first)
             )
+    if limit == 128:
+        until(lambda: smtpd.stats()["mta.session"] == max_sessions(limit), "as many sessions as there can be")
+        until(lambda: smtpd.stats()["mta.domain"] == 200, "the rest waits")
+        for name in many_hosts.addresses:
+            many_hosts.mx.open_gate(name)
     smtpd.send("x@dead.test")
     until(lambda: sum(many_hosts.accepted().values()) == 200, "200 deliveries", 60)
     assert len(many_hosts.accepted()) == 200
@@ -357,3 +379,23 @@ def test_the_recipients_of_a_held_message_stay_together(start: Callable[..., Smt
     until(lambda: len(mx.ledger().delivered) == 20, "all messages")
     until(smtpd.at_rest, "rest")
     assert mx.ledger().listeners["refusing"].transactions == 20
+
+
+@pytest.mark.parametrize(("descriptors", "sessions"), [(20, 1), (128, 44), (1024, 492), (1 << 20, 2000), (-1, 2000)])
+def test_sessions_are_as_many_as_descriptors_allow(descriptors: int, sessions: int) -> None:
+    assert max_sessions(descriptors) == sessions
+
+
+def test_a_source_that_is_no_address_and_a_greeting_that_is_none_end_no_process(
+    start: Callable[..., Smtpd], mx: RemoteMX
+) -> None:
+    smtpd = start("table us { 127.0.0.0/8 }", "src <us>")
+    smtpd.send("x@to.test")
+    until(lambda: "No source address in table <us>" in smtpd.smtpctl("show", "queue").stdout, "a temporary failure")
+    smtpd = start('table names { 127.0.0.1 = "two words\u00e9" }', "helo-src <names>")
+    smtpd.send("x@to.test")
+    until(lambda: "a command is printable ASCII" in smtpd.smtpctl("show", "queue").stdout, "a temporary failure")
+    smtpd = start('table names { 127.0.0.2 = "other.test" }', "helo-src <names>")
+    smtpd.send("x@to.test")
+    until(lambda: "No helo name for 127.0.0.1 in table <names>" in smtpd.smtpctl("show", "queue").stdout, "and another")
+    assert mx.ledger().delivered == {}
