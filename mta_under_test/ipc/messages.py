@@ -55,8 +55,8 @@ class Kind(enum.IntEnum):
     ENVELOPE_DONE = 49  # queue → scheduler: evpid, fate: nothing is owed for it any more
     HOSTS = 50  # transfer → lookup: request id; `mx|backup|host NAME [OURS]`; answer: ; lines of wire.exchange
     # Routes: what transfer holds back, what smtpctl asks about it, tables that it needs.
-    HOLD = 90  # transfer → queue → scheduler: relay id, evpid, …
-    RELEASE = 91  # transfer → queue → scheduler: relay id, how many (0: all)
+    DELIVERY_HOLD = 90  # transfer → queue → scheduler: relay id, evpid, …
+    HOLDQ_RELEASE = 91  # transfer → queue → scheduler: relay id, how many (0: all)
     RESCHEDULE = 92  # transfer → queue → scheduler: evpid, …: their host works again
     SHOW_MTA = 93  # → transfer: request id, first line; hosts, hoststats, relays or routes; answer: how many; lines
     RESUME_ROUTE = 94  # → transfer: request id, route id or 0 (all); answer: how many

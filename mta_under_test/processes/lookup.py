@@ -16,7 +16,7 @@ from mta_under_test.config import RelayAction
 from mta_under_test.config.rules import Facts, Ruleset
 from mta_under_test.ipc.channel import Message
 from mta_under_test.ipc.messages import Kind
-from mta_under_test.processes.process import Process, takes
+from mta_under_test.processes.process import Process, Sockets, Start, takes
 from mta_under_test.processes.resolver import Resolver, Unresolved
 from mta_under_test.tables import Table, TableError
 from mta_under_test.wire import exchange
@@ -31,9 +31,12 @@ logger = logging.getLogger("smtpd")
 class Lookup(Process):
     role: ClassVar[str] = "lookup"
 
+    def __init__(self, start: Start, sockets: Sockets) -> None:
+        super().__init__(start, sockets)
+        self.resolver = Resolver(self.resolv_conf)
+
     async def start(self) -> None:
         self.rules = Ruleset(self.config)
-        self.resolver = Resolver(self.resolv_conf)
         self._few = asyncio.Semaphore(MAX_LOOKUPS)
 
     @takes(Kind.EXPAND)
@@ -68,10 +71,10 @@ class Lookup(Process):
                 else:
                     found = await self.resolver.exchanges(name, ours, backup=kind == "backup")
         except Unresolved as failure:
-            self.trace("lookup", f"{question}: {failure}")
+            self.trace("lookup", f"{kind} {name}: {failure}")
             self.refuse(peer, request, str(failure))
             return
-        self.trace("lookup", f"{question}: {', '.join(one.address for one in found)}")
+        self.trace("lookup", f"{kind} {name}: {', '.join(one.address for one in found)}")
         self.answer(peer, request, text=exchange.encode(found))
 
     # ---- tables that transfer asks about

@@ -3,9 +3,9 @@
 Owns: the spool, the commits, the bounces. Hands out descriptors of messages (SCM_RIGHTS).
 Never: keeps a schedule, speaks SMTP.
 Takes: CREATE_MESSAGE, OPEN_MESSAGE, COMMIT_MESSAGE, REMOVE_MESSAGE from smtp; SUBMIT_ENVELOPE, COMMIT_ENVELOPES from
-lookup; BATCH, EXPIRE, REMOVE from scheduler; MESSAGE_FD and DELIVERY_* from transfer and delivery; HOLD, RELEASE,
-RESCHEDULE from transfer; SHOW_*, DISCOVER from control.
-Sends: SUBMIT, DELIVERY_TEMP, ENVELOPE_DONE, HOLD, RELEASE, RESCHEDULE, DISCOVER to scheduler;
+lookup; BATCH, EXPIRE, REMOVE from scheduler; MESSAGE_FD and DELIVERY_* from transfer and delivery;
+HOLDQ_RELEASE, RESCHEDULE from transfer; SHOW_*, DISCOVER from control.
+Sends: SUBMIT, DELIVERY_TEMP, ENVELOPE_DONE, DELIVERY_HOLD, HOLDQ_RELEASE, RESCHEDULE, DISCOVER to scheduler;
 DELIVER to transfer and delivery; EXPAND to lookup.
 """
 
@@ -183,7 +183,7 @@ class Queue(Process):
     def delivery_loop(self, peer: str, message: Message) -> None:
         self._fail(message.integers[0], "554 5.4.6 Routing loop detected", Fate.LOOPED)
 
-    @takes(Kind.HOLD, Kind.RELEASE, Kind.RESCHEDULE)
+    @takes(Kind.DELIVERY_HOLD, Kind.HOLDQ_RELEASE, Kind.RESCHEDULE)
     def pass_on(self, peer: str, message: Message) -> None:
         """Between transfer and scheduler, which do not know each other."""
         self.tell("scheduler", message.kind, *message.integers)

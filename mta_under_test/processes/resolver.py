@@ -11,6 +11,7 @@ no mail (RFC 5321 §5.1, RFC 7505), or whose mail is already where it goes (this
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import ipaddress
 import logging
@@ -19,10 +20,13 @@ import random
 import re
 from pathlib import Path
 
+import dns.asyncbackend
 import dns.asyncresolver
 import dns.exception
 import dns.name
 import dns.nameserver
+import dns.rdata
+import dns.rdataclass
 import dns.rdatatype
 import dns.resolver
 
@@ -32,6 +36,12 @@ QUESTION_TIMEOUT_S = 20.0
 LOOKUP_TIMEOUT_S = 60.0  # for everything that one destination needs
 MAX_EXCHANGES = 40  # hosts of a domain, and addresses of all of them; what is less preferred is left out
 DNS_PORT = 53
+
+# What dnspython imports when it first meets it: now, since a process in an empty root can import nothing later, and
+# what is loaded before the fork is shared.
+for _kind in ("A", "AAAA", "CNAME", "DNAME", "HINFO", "MX", "NS", "OPT", "RRSIG", "SOA", "TXT"):
+    dns.rdata.get_rdata_class(dns.rdataclass.IN, dns.rdatatype.from_text(_kind))
+dns.asyncbackend.get_backend("asyncio")
 
 _NAMESERVER = re.compile(r"nameserver\s+(?:\[(?P<host>[0-9A-Fa-f:.]+)\]:(?P<port>\d{1,5})|(?P<plain>\S+))")
 _ATTEMPTS = re.compile(r"options\s.*\battempts:(\d{1,2})\b")
@@ -52,6 +62,9 @@ class Resolver:
         self._path = resolv_conf
         self._read: tuple[int, int] | None = None  # inode and mtime of what `_resolver` was made of
         self._resolver: dns.asyncresolver.Resolver | None = None
+        # Now, while this process may still read everything; later, what it read first has to do.
+        with contextlib.suppress(OSError, Unresolved):
+            self._configured()
 
     async def exchanges(self, domain: str, ours: str = "", *, backup: bool = False) -> list[Exchange]:
         """Where mail for `domain` goes, best first, hosts of equal preference in random order. Raises Unresolved.
@@ -132,11 +145,15 @@ class Resolver:
 
     def _configured(self) -> dns.asyncresolver.Resolver:
         """Raises Unresolved, OSError."""
-        status = self._path.stat()
-        state = (status.st_ino, status.st_mtime_ns)
-        if self._resolver is None or state != self._read:
-            self._resolver = read_resolv_conf(self._path.read_text(errors="replace"))
-            self._read = state
+        try:
+            status = self._path.stat()
+            state = (status.st_ino, status.st_mtime_ns)
+            if self._resolver is None or state != self._read:
+                self._resolver = read_resolv_conf(self._path.read_text(errors="replace"))
+                self._read = state
+        except OSError:
+            if self._resolver is None:
+                raise
         return self._resolver
 
 

@@ -2,8 +2,8 @@
 
 Owns: one small entry for every envelope that is owed: evpid, when it was made, when it expires, how often it was tried.
 Never: sees an envelope's text, touches the disk.
-Takes: SUBMIT, DELIVERY_TEMP, ENVELOPE_DONE, HOLD, RELEASE, RESCHEDULE, DISCOVER from queue; LIST_EVPIDS, SCHEDULE,
-REMOVE, PAUSE, RESUME, PAUSE_ENVELOPE, RESUME_ENVELOPE from control.
+Takes: SUBMIT, DELIVERY_TEMP, ENVELOPE_DONE, DELIVERY_HOLD, HOLDQ_RELEASE, RESCHEDULE, DISCOVER from queue;
+LIST_EVPIDS, SCHEDULE, REMOVE, PAUSE, RESUME, PAUSE_ENVELOPE, RESUME_ENVELOPE from control.
 Sends: BATCH, EXPIRE, REMOVE to queue.
 """
 
@@ -127,7 +127,7 @@ class Scheduler(Process):
             self._landed(entry)
         self.stats[_FATES[Fate(fate)]] += 1
 
-    @takes(Kind.HOLD)
+    @takes(Kind.DELIVERY_HOLD)
     def hold(self, peer: str, message: Message) -> None:
         """transfer cannot use these now: their relay has tasks enough."""
         relay, *evpids = message.integers
@@ -142,7 +142,7 @@ class Scheduler(Process):
             self._held.setdefault(relay, {})[evpid] = None
         self.trace("scheduler", f"holding {len(evpids)} envelopes for relay {relay}")
 
-    @takes(Kind.RELEASE)
+    @takes(Kind.HOLDQ_RELEASE)
     def release(self, peer: str, message: Message) -> None:
         """At least as many as asked for, and whole messages: one transaction is enough for all of a message."""
         relay, count = message.integers

@@ -5,8 +5,8 @@ arrive (`transfer_arrivals`), what is remembered of destinations (`transfer_host
 (`transfer_session`), and in each the message descriptor of the transaction in hand.
 Never: unlinks a message, keeps an envelope's text, decides when to try again.
 Takes: DELIVER, DELIVER_END from queue; SHOW_MTA, RESUME_ROUTE from control.
-Sends: MESSAGE_FD, DELIVERY_OK, _TEMP, _PERM, _LOOP (evpid and status line), HOLD, RELEASE, RESCHEDULE to queue; HOSTS,
-TABLE_VALUE, TABLE_KEYS to lookup.
+Sends: MESSAGE_FD, DELIVERY_OK, _TEMP, _PERM, _LOOP (evpid and status line), DELIVERY_HOLD, HOLDQ_RELEASE, RESCHEDULE to
+queue; HOSTS, TABLE_VALUE, TABLE_KEYS to lookup.
 
 A relay opens one session, and another one a second later if tasks still wait; each session takes the relay's next
 task when it is done with one, so a session is used again for as long as there is work. (OpenSMTPD of 2013 waited a
@@ -116,7 +116,7 @@ class Transfer(Process):
         """Leave these to scheduler until the relay has room for them."""
         self.envelopes -= len(evpids)
         relay.held += len(evpids)
-        self._tell_many(Kind.HOLD, evpids, relay.id)
+        self._tell_many(Kind.DELIVERY_HOLD, evpids, relay.id)
 
     def _tell_many(self, kind: Kind, evpids: list[int], *first: int) -> None:
         for start in range(0, len(evpids), FRAME_INTEGERS):
@@ -311,7 +311,7 @@ class Transfer(Process):
     def release(self, relay: Relay, count: int) -> None:
         """Let scheduler send some of the envelopes that are held for the relay; 0 for all."""
         relay.held = max(0, relay.held - count) if count else 0
-        self.tell("queue", Kind.RELEASE, relay.id, count)
+        self.tell("queue", Kind.HOLDQ_RELEASE, relay.id, count)
 
     def _cancel_timer(self, relay: Relay) -> None:
         if relay.timer is not None:

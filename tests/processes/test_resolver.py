@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -158,6 +159,8 @@ def test_nothing_is_kept_and_a_new_resolv_conf_is_read(tmp_path: Path) -> None:
         assert exchanges(resolver, "x.test") == ["0 127.0.0.3 x.test"]
         os.utime(other.resolv_conf(tmp_path), ns=(1, 1))
         assert exchanges(resolver, "x.test") == ["0 127.0.0.2 x.test"]
+        path.unlink()
+        assert exchanges(resolver, "x.test") == ["0 127.0.0.2 x.test"], "the last one that could be read"
 
 
 def test_without_a_resolv_conf_the_trouble_is_temporary(tmp_path: Path) -> None:
@@ -196,3 +199,25 @@ def test_lookups_leave_no_object_behind(resolver: Resolver) -> None:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         _, first, _, last = runner.run(measure())
     assert last - first < 20, "less than one object for ten lookups"
+
+
+def test_everything_that_a_lookup_needs_is_loaded_before(server: DnsServer, tmp_path: Path) -> None:
+    # In a process of its own, where nothing has asked anything yet; the files of modules are gone by then.
+    program = """
+import asyncio, sys
+from pathlib import Path
+from mta_under_test.processes.resolver import Resolver, Unresolved
+resolver = Resolver(Path(sys.argv[1]))
+before = set(sys.modules)
+async def ask():
+    for domain in sys.argv[2:]:
+        try:
+            await resolver.exchanges(domain)
+        except Unresolved:
+            pass
+asyncio.run(ask())
+print(*sorted(set(sys.modules) - before))
+"""
+    command = [sys.executable, "-c", program, str(server.resolv_conf(tmp_path)), *ZONE]
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert finished.stdout.split() == []

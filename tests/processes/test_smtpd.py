@@ -190,7 +190,7 @@ def test_a_client_that_vanishes_in_mid_message_leaves_nothing(smtpd: Smtpd) -> N
 
 def test_pause_mta_holds_mail_and_resume_lets_it_go(smtpd: Smtpd, mx: RemoteMX) -> None:
     assert smtpd.smtpctl("pause", "mta").returncode == 0
-    assert smtpd.smtpctl("show", "status").stdout.splitlines() == ["MTA paused", "SMTP running"]
+    assert smtpd.smtpctl("show", "status").stdout.splitlines() == ["MDA running", "MTA paused", "SMTP running"]
     smtpd.send("x@accepted.test", text=message(5))
     assert smtpd.stats()["scheduler.envelope.due"] == 1
     assert smtpd.smtpctl("resume", "mta").returncode == 0
