@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 import io
 import ipaddress
 import logging
@@ -25,8 +26,6 @@ import dns.asyncresolver
 import dns.exception
 import dns.name
 import dns.nameserver
-import dns.rdata
-import dns.rdataclass
 import dns.rdatatype
 import dns.resolver
 
@@ -39,8 +38,8 @@ DNS_PORT = 53
 
 # What dnspython imports when it first meets it: now, since a process in an empty root can import nothing later, and
 # what is loaded before the fork is shared.
-for _kind in ("A", "AAAA", "CNAME", "DNAME", "HINFO", "MX", "NS", "OPT", "RRSIG", "SOA", "TXT"):
-    dns.rdata.get_rdata_class(dns.rdataclass.IN, dns.rdatatype.from_text(_kind))
+for _module in ("ANY.CNAME", "ANY.DNAME", "ANY.MX", "ANY.OPT", "ANY.RRSIG", "ANY.SOA", "ANY.TXT", "IN.A", "IN.AAAA"):
+    importlib.import_module(f"dns.rdtypes.{_module}")
 dns.asyncbackend.get_backend("asyncio")
 
 _NAMESERVER = re.compile(r"nameserver\s+(?:\[(?P<host>[0-9A-Fa-f:.]+)\]:(?P<port>\d{1,5})|(?P<plain>\S+))")
