@@ -16,8 +16,8 @@ from mta_under_test.ipc.messages import Kind
 from mta_under_test.processes.mda_agents import header
 from mta_under_test.processes.process import Refusal
 from mta_under_test.processes.stream import Stream, StreamTimeout
-from mta_under_test.wire.client import LocalError, RemoteError
-from mta_under_test.wire.lmtp import LmtpMachine
+from mta_under_test.wire import exchange
+from mta_under_test.wire.client import ClientMachine, LocalError, RemoteError
 from mta_under_test.wire.reply import Reply
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ async def _connect(delivery: Delivery, action: LmtpAction, stream: Stream) -> No
         return
     host, _, port = action.destination.rpartition(":")
     found = await delivery.ask("lookup", Kind.HOSTS, text=f"host {host}".encode())
-    address = found.text.decode().splitlines()[0].split(" ", 1)[1]
+    address = exchange.decode(found.text)[0].address
     async with asyncio.timeout(CONNECT_TIMEOUT_S):
         await loop.create_connection(lambda: stream, address, int(port))
 
@@ -83,7 +83,7 @@ async def _connect(delivery: Delivery, action: LmtpAction, stream: Stream) -> No
 class _Session:
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
-        self._machine = LmtpMachine()
+        self._machine = ClientMachine()
 
     async def run(
         self, hostname: str, sender: str, recipients: Mapping[int, str], dest: str, message: int
@@ -123,7 +123,7 @@ class _Session:
             offset += len(data)
             stream.write(machine.body(data))
             await stream.drain()
-        stream.write(machine.end_of_data())
+        stream.write(machine.end_of_data(len(accepted)))
         for evpid in accepted:
             results[evpid] = await self._reply()
 

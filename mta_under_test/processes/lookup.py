@@ -1,23 +1,19 @@
 """lookup: who may send what to whom, and where a name lives.
 
-Owns: the rules, the tables and the resolver.
+Owns: the rules, the tables and the resolver (`resolver`).
 Never: blocks, opens a spool file, keeps an envelope after it was expanded.
-Takes: EXPAND, HOSTS, USERINFO, UPDATE_TABLE, CONFIG.
+Takes: EXPAND, HOSTS, USERINFO, UPDATE_TABLE, CONFIG, TABLE_VALUE, TABLE_KEYS.
 Sends: SUBMIT_ENVELOPE and COMMIT_ENVELOPES to queue; FORWARD_OPEN and OPEN to parent.
 """
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import logging
 from collections.abc import Sequence
 from typing import ClassVar
 
-import dns.asyncresolver
-import dns.exception
-import dns.name
-import dns.rdatatype
-import dns.resolver
 from msgspec.structs import replace
 
 from mta_under_test.config import Action, Config, LocalAction, RelayAction, TableSpec
@@ -28,21 +24,16 @@ from mta_under_test.ipc.messages import Kind
 from mta_under_test.processes.expansion import Expansion, Local, Remote, Undeliverable
 from mta_under_test.processes.lookup_users import LocalWorld, find, read_descriptor
 from mta_under_test.processes.process import Process, Refusal, Sockets, Start, takes
+from mta_under_test.processes.resolver import Resolver, Unresolved
 from mta_under_test.tables import Table, TableError
+from mta_under_test.wire import exchange
 from mta_under_test.wire.envelope import Envelope, decode, encode
 
-RESOLVE_TIMEOUT_S = 20.0
 TABLE_BYTES = 64 << 20  # no table file is larger
+MAX_LOOKUPS = 32  # destinations at once; each takes a descriptor or two
+MAX_TABLE_BYTES = 8192  # of a table's keys, or of a value, in one answer
 
 logger = logging.getLogger("smtpd")
-
-
-class NoHost(Exception):
-    """A destination has no address; `permanent` when that will not change by waiting."""
-
-    def __init__(self, text: str, permanent: bool) -> None:
-        super().__init__(text)
-        self.permanent = permanent
 
 
 class Lookup(Process):
@@ -51,9 +42,10 @@ class Lookup(Process):
     def __init__(self, start: Start, sockets: Sockets) -> None:
         super().__init__(start, sockets)
         self.rules = Ruleset(self.config)  # here, not in `start`: while this process may still read every table
+        self.resolver = Resolver(self.resolv_conf)
 
     async def start(self) -> None:
-        self._resolver: dns.asyncresolver.Resolver | None = None
+        self._few = asyncio.Semaphore(MAX_LOOKUPS)
 
     async def configure(self, config: Config) -> None:
         """Open the new tables before anybody lives by them; one that cannot be opened refuses the configuration."""
@@ -164,75 +156,54 @@ class Lookup(Process):
         self.spawn(self._hosts(peer, message.integers[0], message.text.decode()), "resolve")
 
     async def _hosts(self, peer: str, request: int, question: str) -> None:
-        kind, _, name = question.partition(" ")
+        kind, name, *rest = question.split(" ", 2)
+        ours = rest[0] if rest else ""
         try:
-            found = await (self._exchanges(name) if kind == "mx" else self._addresses(name, 0))
-        except NoHost as error:
-            self.trace("lookup", f"{question}: {error}")
-            self.refuse(peer, request, f"{'5.1.2' if error.permanent else '4.4.3'} {error}")
+            async with self._few:
+                if kind == "host":
+                    found = await self.resolver.addresses(name)
+                else:
+                    found = await self.resolver.exchanges(name, ours, backup=kind == "backup")
+        except Unresolved as failure:
+            self.trace("lookup", f"{kind} {name}: {failure}")
+            self.refuse(peer, request, str(failure))
             return
-        self.trace("lookup", f"{question}: {found}")
-        text = "".join(f"{preference} {address}\n" for preference, address in found)
-        self.answer(peer, request, text=text.encode())
+        self.trace("lookup", f"{kind} {name}: {', '.join(one.address for one in found)}")
+        self.answer(peer, request, text=exchange.encode(found))
 
-    async def _exchanges(self, domain: str) -> list[tuple[int, str]]:
-        """Addresses of a domain's mail exchangers by preference (RFC 5321 §5.1); null MX is RFC 7505."""
-        if domain.startswith("["):
-            return [(0, _literal(domain))]
+    # ---- tables that transfer asks about
+
+    @takes(Kind.TABLE_VALUE)
+    def table_value(self, peer: str, message: Message) -> None:
+        name, _, key = message.text.decode().partition(" ")
         try:
-            answer = await self._ask(domain, dns.rdatatype.MX)
-        except dns.resolver.NoAnswer:
-            return await self._addresses(domain, 0)
-        exchanges = sorted((record.preference, record.exchange) for record in answer)
-        if len(exchanges) == 1 and exchanges[0][1] == dns.name.root:
-            raise NoHost(f"{domain} does not accept mail", permanent=True)
-        found: list[tuple[int, str]] = []
-        last: NoHost | None = None
-        for preference, exchange in exchanges:
-            try:
-                found += await self._addresses(exchange.to_text(omit_final_dot=True), preference)
-            except NoHost as error:
-                last = error
-        if not found and last is not None:
-            raise last
-        return found
+            value = self._table(name).lookup(key)
+            if value is not None and len(value) > MAX_TABLE_BYTES:
+                raise TableError(f"the value of {key} in table <{name}> is too long")
+        except TableError as error:
+            self.refuse(peer, message.integers[0], str(error))
+            return
+        self.trace("tables", f"<{name}> {key}: {'nothing' if value is None else value}")
+        self.answer(peer, message.integers[0], int(value is not None), text=(value or "").encode())
 
-    async def _addresses(self, name: str, preference: int) -> list[tuple[int, str]]:
-        literal = name.strip("[]").removeprefix("IPv6:")
+    @takes(Kind.TABLE_KEYS)
+    def table_keys(self, peer: str, message: Message) -> None:
+        name = message.text.decode()
         try:
-            return [(preference, str(ipaddress.ip_address(literal)))]
-        except ValueError:
-            pass  # a name, not an address
-        if name.rstrip(".").lower() == "localhost":  # RFC 6761 §6.3: never asked of a server
-            return [(preference, "127.0.0.1")]
-        found: list[tuple[int, str]] = []
-        for kind in (dns.rdatatype.A, dns.rdatatype.AAAA):
-            try:
-                found += [(preference, record.address) for record in await self._ask(name, kind)]
-            except dns.resolver.NoAnswer:
-                continue
-        if not found:
-            raise NoHost(f"no address for {name}", permanent=True)
-        return found
+            keys = self._table(name).keys()
+        except TableError as error:
+            self.refuse(peer, message.integers[0], str(error))
+            return
+        self.trace("tables", f"<{name}>: {len(keys)} keys")
+        text = "".join(f"{key}\n" for key in keys).encode()[:MAX_TABLE_BYTES]
+        self.answer(peer, message.integers[0], text=text[: text.rfind(b"\n") + 1])
 
-    async def _ask(self, name: str, kind: dns.rdatatype.RdataType) -> dns.resolver.Answer:
+    def _table(self, name: str) -> Table:
+        """Raises TableError."""
         try:
-            if self._resolver is None:
-                self._resolver = dns.asyncresolver.Resolver()
-            return await self._resolver.resolve(name, kind, lifetime=RESOLVE_TIMEOUT_S, search=False)
-        except dns.resolver.NXDOMAIN as error:
-            raise NoHost(f"no such domain: {name}", permanent=True) from error
-        except dns.resolver.NoAnswer:
-            raise
-        except (dns.exception.DNSException, OSError) as error:
-            raise NoHost(f"cannot resolve {name} now: {error}", permanent=False) from error
-
-
-def _literal(domain: str) -> str:
-    try:
-        return str(ipaddress.ip_address(domain.strip("[]").removeprefix("IPv6:")))
-    except ValueError as error:
-        raise NoHost(f"{domain} is not an address literal", permanent=True) from error
+            return self.rules.tables[name]
+        except KeyError as error:
+            raise TableError(f"no table <{name}>") from error
 
 
 def facts_of(envelope: Envelope, *, internal: bool) -> Facts:

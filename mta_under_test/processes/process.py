@@ -34,6 +34,8 @@ Handler = Callable[[Any, str, Message], None]
 Sockets = Mapping[str, socket.socket]  # by the name of the process at the other end
 _H = TypeVar("_H", bound=Handler)
 
+DEFAULT_RESOLV_CONF = Path("/etc/resolv.conf")
+
 logger = logging.getLogger("smtpd")
 
 
@@ -41,11 +43,11 @@ class Refusal(Exception):
     """Another process answered FAIL; the text is its reason."""
 
 
-def takes(kind: Kind) -> Callable[[_H], _H]:
-    """Mark a method `(self, peer, message)` as the handler of `kind`."""
+def takes(*kinds: Kind) -> Callable[[_H], _H]:
+    """Mark a method `(self, peer, message)` as the handler of `kinds`."""
 
     def mark(method: _H) -> _H:
-        method.takes = kind  # type: ignore[attr-defined]
+        method.takes = kinds  # type: ignore[attr-defined]
         return method
 
     return mark
@@ -61,6 +63,8 @@ class Start:
     smtp: Sequence[tuple[Listener, socket.socket]]
     traced: frozenset[str] = frozenset()  # subsystems traced to the log from the start (smtpd -T)
     drop: Drop | None = None  # who the children become; None: who we are
+    resolv_conf: Path = DEFAULT_RESOLV_CONF
+    mx_port: int = 25  # of mail exchangers, which MX records cannot say
 
     def close_sockets(self) -> None:
         self.control.close()
@@ -68,6 +72,20 @@ class Start:
             sock.close()
         if self.drop is not None:
             self.drop.close()
+
+
+class TracedCounter(Counter[str]):
+    """Counters that tell of every change: what `stats` is while somebody traces `stat`."""
+
+    def __init__(self, counts: Mapping[str, int], changed: Callable[[str, int], None]) -> None:
+        self._changed: Callable[[str, int], None] | None = None
+        super().__init__(counts)
+        self._changed = changed
+
+    def __setitem__(self, name: str, value: int) -> None:
+        super().__setitem__(name, value)
+        if self._changed is not None:
+            self._changed(name, value)
 
 
 class Process:
@@ -79,14 +97,19 @@ class Process:
     def __init__(self, start: Start, sockets: Sockets) -> None:
         self.config = start.config
         self.spool_root = start.spool
+        self.resolv_conf = start.resolv_conf
+        self.mx_port = start.mx_port
         self.traced_to_log = start.traced
         self.stats: Counter[str] = Counter()
-        self.tracing = start.traced
+        self._trace_only(start.traced)
         self.profiling: frozenset[str] = frozenset()
         self.channels: dict[str, Channel] = {}
         self._sockets = dict(sockets)
         self._handlers = {
-            method.takes: method for name in dir(type(self)) if hasattr(method := getattr(type(self), name), "takes")
+            kind: method
+            for name in dir(type(self))
+            if hasattr(method := getattr(type(self), name), "takes")
+            for kind in method.takes
         }
         self._asked: dict[int, asyncio.Future[Message]] = {}
         self._requests = itertools.count(1)
@@ -218,6 +241,8 @@ class Process:
     def _handle(self, peer: str, message: Message) -> None:
         if "imsg" in self.tracing and message.kind not in (Kind.TRACE_LINE, Kind.PROFILE_LINE):
             self.trace("imsg", f"{peer} -> {self.role}: {message.kind.name} {message.integers}")
+        if "imsg-size" in self.tracing and message.kind not in (Kind.TRACE_LINE, Kind.PROFILE_LINE):
+            self.trace("imsg-size", f"{peer} -> {self.role}: {message.kind.name} {message.size_bytes}")
         if message.kind in (Kind.OK, Kind.FAIL):
             # The channel closes what is left in its own message; the answer outlives it.
             descriptor = message.take_descriptor()
@@ -281,6 +306,17 @@ class Process:
         if subsystem in self.tracing and "control" in self.channels:
             self.tell("control", Kind.TRACE_LINE, text=f"{subsystem}\t{self.role}: {line}".encode()[:8192])
 
+    def trace_io(self, peer: str, what: str, size_bytes: int) -> None:
+        """Something happened on a connection; for `Stream`."""
+        if "io" in self.tracing:
+            self.trace("io", f"{peer} {what} {size_bytes} bytes")
+
+    def _stat_changed(self, name: str, value: int) -> None:
+        self.trace("stat", f"{name} {value}")
+
+    def profiling_changed(self) -> None:
+        """For roles that time more than their messages."""
+
     def profile(self, subsystem: str, line: str) -> None:
         if subsystem in self.profiling:
             self.tell("control", Kind.PROFILE_LINE, text=f"{subsystem}\t{line}".encode()[:8192])
@@ -289,13 +325,22 @@ class Process:
         """Counters that are read off the process's own tables rather than kept."""
         return {}
 
+    def _trace_only(self, subsystems: frozenset[str]) -> None:
+        self.tracing = subsystems
+        traces_stats = isinstance(self.stats, TracedCounter)
+        if "stat" in subsystems and not traces_stats:
+            self.stats = TracedCounter(self.stats, self._stat_changed)
+        elif "stat" not in subsystems and traces_stats:
+            self.stats = Counter(self.stats)
+
     @takes(Kind.TRACE)
     def _set_tracing(self, peer: str, message: Message) -> None:
-        self.tracing = self.traced_to_log | frozenset(message.text.decode().split())
+        self._trace_only(self.traced_to_log | frozenset(message.text.decode().split()))
 
     @takes(Kind.PROFILE)
     def _set_profiling(self, peer: str, message: Message) -> None:
         self.profiling = frozenset(message.text.decode().split())
+        self.profiling_changed()
 
     @takes(Kind.VERBOSE)
     def _set_verbose(self, peer: str, message: Message) -> None:
@@ -303,11 +348,14 @@ class Process:
 
     @takes(Kind.STATS)
     def _give_stats(self, peer: str, message: Message) -> None:
+        self.answer(peer, message.integers[0], text=self.stats_text())
+
+    def stats_text(self) -> bytes:
+        """`name value` lines: counters, gauges, and the traffic of the channels."""
         values = {**self.stats, **self.gauges()}
         for other, channel in self.channels.items():
             values[f"buffer.{self.role}.{other}"] = channel.sent.most_waiting_bytes
             channel.sent.most_waiting_bytes = channel.waiting_bytes
             values[f"imsg.{self.role}.{other}.messages"] = channel.sent.messages.total()
             values[f"imsg.{self.role}.{other}.bytes"] = channel.sent.bytes.total()
-        text = "".join(f"{name} {value}\n" for name, value in values.items())
-        self.answer(peer, message.integers[0], text=text.encode())
+        return "".join(f"{name} {value}\n" for name, value in values.items()).encode()

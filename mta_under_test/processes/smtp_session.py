@@ -92,7 +92,7 @@ class Session:
         self.smtp = smtp
         self.listener = listener
         self.hostname = listener.hostname or smtp.config.hostname
-        self.stream = Stream(SESSION_TIMEOUT_S)
+        self.stream = Stream(SESSION_TIMEOUT_S, smtp.trace_io)
         self.machine = ServerMachine(smtp.limits)
         self.transaction: Transaction | None = None
         self.hello = ""

@@ -34,8 +34,8 @@ def warm_up(smtpd: Smtpd) -> None:
 
 
 def test_every_role_is_a_process_that_ps_can_name(smtpd: Smtpd) -> None:
-    titles = {process.cmdline()[0] for process in smtpd.family}
-    assert titles == {f"smtpd: {role}" for role in ("parent", *ROLES)}
+    titles = {f"smtpd: {role}" for role in ("parent", *ROLES)}
+    until(lambda: {process.cmdline()[0] for process in smtpd.family} == titles, "every process has its title")
 
 
 def test_accepted_mail_arrives_unchanged_and_nothing_stays(smtpd: Smtpd, mx: RemoteMX) -> None:
