@@ -72,8 +72,14 @@ class Smtpd:
             return client.stats()
 
     def pid_of(self, role: str) -> int:
-        (pid,) = (process.pid for process in self.family if process.cmdline()[0] == f"smtpd: {role}")
-        return pid
+        found: list[int] = []
+
+        def titled() -> list[int]:  # a process names itself a moment after it was born
+            found[:] = (process.pid for process in self.family if process.cmdline()[0] == f"smtpd: {role}")
+            return found
+
+        until(titled, f"a process smtpd: {role}")
+        return found[0]
 
     def descriptors(self, role: str) -> list[str]:
         links = []
