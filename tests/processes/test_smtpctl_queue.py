@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import os
 import shutil
 from pathlib import Path
 
@@ -54,6 +55,9 @@ def test_an_envelope_put_into_the_spool_is_discovered(smtpd: Smtpd, mx: RemoteMX
     until(lambda: not message.exists(), "an empty place in the spool")
     assert smtpd.smtpctl("discover", evpid[:8]).returncode == 1
     shutil.copytree(tmp_path / "saved", message)
+    owner = smtpd.spool.joinpath("queue").stat()  # whoever puts mail there gives it to queue, as with OpenSMTPD
+    for path in (message, *message.iterdir()):
+        os.chown(path, owner.st_uid, owner.st_gid)
     assert [row[0] for row in queued(smtpd)] == [other]
     assert smtpd.smtpctl("discover", evpid[:8]).stdout == "1 envelope discovered\n"
     assert {row[0] for row in queued(smtpd)} == {evpid, other}
