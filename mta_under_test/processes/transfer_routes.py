@@ -162,7 +162,7 @@ class Connector:
 
 class Relay:
     __slots__ = (
-        "action",
+        "action", "awaits_released",
         "connecting",
         "connectors",
         "domain",
@@ -201,6 +201,7 @@ class Relay:
         self.timer: TimerHandle | None = None  # runs until the next connect is polite
         self.on_hold = False  # envelopes that come now are held back in scheduler
         self.held = 0  # envelopes that are, at most
+        self.awaits_released = False  # some of them are on their way here
         self.is_dropped = False
 
     @property
