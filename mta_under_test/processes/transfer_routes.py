@@ -47,7 +47,7 @@ class DomainKey(NamedTuple):
 class RelayKey(NamedTuple):
     """What makes two envelopes go the same way."""
 
-    action: str
+    action: RelayAction  # by its value: after a reload, mail goes by the new one at once
     domain: DomainKey
     port: int
     scheme: str
@@ -162,7 +162,7 @@ class Connector:
 
 class Relay:
     __slots__ = (
-        "action", "awaits_released",
+        "awaits_released",
         "connecting",
         "connectors",
         "domain",
@@ -173,19 +173,19 @@ class Relay:
         "is_dropped",
         "key",
         "last_connect",
-        "last_error", "last_progress",
+        "last_error",
+        "last_progress",
         "limits",
         "on_hold",
         "sessions",
         "sourcing",
         "tasks",
         "timer",
-    )  # fmt: skip
+    )
 
-    def __init__(self, number: int, key: RelayKey, action: RelayAction, domain: Domain, limits: RelayLimits) -> None:
+    def __init__(self, number: int, key: RelayKey, domain: Domain, limits: RelayLimits) -> None:
         self.id = number
         self.key = key
-        self.action = action
         self.domain = domain
         self.limits = limits
         self.tasks: deque[Task] = deque()
@@ -203,6 +203,10 @@ class Relay:
         self.held = 0  # envelopes that are, at most
         self.awaits_released = False  # some of them are on their way here
         self.is_dropped = False
+
+    @property
+    def action(self) -> RelayAction:
+        return self.key.action
 
     @property
     def idle(self) -> bool:
