@@ -132,7 +132,7 @@ def test_a_watcher_that_sleeps_slows_nobody_and_is_told_what_it_missed(
 def test_watchers_that_vanish_leave_nothing_behind(smtpd: Smtpd, tmp_path: Path) -> None:
     smtpd.send("x@accepted.test")
     until(smtpd.at_rest, "rest")
-    before = set(smtpd.descriptors("control"))  # perhaps with the connection of the last question
+    before = set(smtpd.descriptors("control"))
     for number in range(3):
         with watcher(smtpd, tmp_path / f"{number}", "trace", "all") as process:
             process.kill()
