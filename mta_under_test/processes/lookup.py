@@ -208,5 +208,5 @@ class Lookup(Process):
 
 def facts_of(envelope: Envelope, *, internal: bool) -> Facts:
     """What the rules may ask about. Mail that queue makes itself (bounces) is local, and no session brought it."""
-    source = None if internal else ipaddress.ip_address(envelope.sockaddr)
+    source = None if internal or not envelope.sockaddr else ipaddress.ip_address(envelope.sockaddr)
     return Facts(source=source, tag=envelope.tag, helo=envelope.helo, sender=envelope.sender, recipient=envelope.rcpt)

@@ -24,6 +24,8 @@ from mta_under_test.processes.process import Process, Sockets, Start, takes
 from mta_under_test.processes.smtp_session import Session
 from mta_under_test.wire.server import Limits
 
+MAX_FAILED_RECIPIENTS = 50  # of a session (SMTP_KICK_RCPTFAIL, February 2013)
+MAX_USELESS_COMMANDS = 100  # between accepted messages; February 2013 had 5, and 2015 took the limit away as too low
 ACCEPT_RETRY_S = 1.0  # when descriptors ran out: accept again after this, or as soon as a session ends
 
 logger = logging.getLogger("smtpd")
@@ -133,4 +135,10 @@ class Smtp(Process):
 
 
 def limits_of(config: Config) -> Limits:
-    return Limits(message_bytes=config.max_message_bytes, recipients=config.max_rcpt, messages=config.max_mails)
+    return Limits(
+        message_bytes=config.max_message_bytes,
+        recipients=config.max_rcpt,
+        messages=config.max_mails,
+        failed_recipients=MAX_FAILED_RECIPIENTS,
+        useless_commands=MAX_USELESS_COMMANDS,
+    )

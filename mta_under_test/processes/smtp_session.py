@@ -11,23 +11,29 @@ import logging
 import os
 import socket
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from mta_under_test.config import Listener
 from mta_under_test.ipc.messages import Kind
 from mta_under_test.processes.process import Refusal
 from mta_under_test.processes.stream import Stream, StreamTimeout
 from mta_under_test.wire import server
-from mta_under_test.wire.date import header_date
-from mta_under_test.wire.envelope import Envelope, encode
+from mta_under_test.wire.command import notify_bits
+from mta_under_test.wire.envelope import Envelope, Return, encode
+from mta_under_test.wire.received import protocol, received
 from mta_under_test.wire.reply import Reply
-from mta_under_test.wire.server import ServerMachine
+from mta_under_test.wire.server import ALL_EXTENSIONS, ServerMachine
 
 if TYPE_CHECKING:
     from mta_under_test.processes.smtp import Smtp
 
-SESSION_TIMEOUT_S = 300.0  # SMTPD_SESSION_TIMEOUT
+SESSION_TIMEOUT_S = 300.0  # of silence: SMTPD_SESSION_TIMEOUT
+SESSION_TOTAL_S = 7200.0  # from the greeting to the end, however busy: no client trickles bytes for ever
 WRITE_BYTES = 1 << 16
+HELP = "EHLO HELO MAIL RCPT DATA BDAT RSET NOOP QUIT VRFY EXPN HELP"
+
+_PLAIN: frozenset[str] = frozenset()
+_UTF8 = frozenset({"smtputf8"})
 
 logger = logging.getLogger("smtpd")
 
@@ -38,6 +44,7 @@ class Transaction:
     def __init__(self, smtp: Smtp, sender: str, msgid: int) -> None:
         self.sender = sender
         self.msgid = msgid
+        self.parameters: dict[str, str] = {}  # MAIL's
         self.first_recipient = ""
         self.failed = ""  # why the message cannot be kept, once something went wrong while it was written
         self._smtp = smtp
@@ -93,10 +100,12 @@ class Session:
         self.listener = listener
         self.hostname = listener.hostname or smtp.config.hostname
         self.stream = Stream(SESSION_TIMEOUT_S, smtp.trace_io)
-        self.machine = ServerMachine(smtp.limits)
+        without = {"DSN"} if listener.no_dsn else set()
+        self.machine = ServerMachine(smtp.limits, extensions=tuple(x for x in ALL_EXTENSIONS if x not in without))
         self.transaction: Transaction | None = None
         self.hello = ""
         self.extended = False
+        self._ends_at_s = asyncio.get_running_loop().time() + SESSION_TOTAL_S
 
     async def run(self, connection: socket.socket, source: tuple[str, int]) -> None:
         """`source`: address and port of the client, as accept(2) gave them; it may be gone by now."""
@@ -125,7 +134,7 @@ class Session:
     async def _serve(self) -> None:
         while True:
             while (event := self.machine.next_event()) is None:
-                self.machine.receive(await self.stream.receive())
+                self.machine.receive(await self._receive())
             match event:
                 # Patterns name their attributes: positional ones look up `__match_args__` by a fresh string each time,
                 # which CPython 3.11 keeps in its method cache (see wire.date).
@@ -143,6 +152,14 @@ class Session:
             if self.machine.state is server.State.CLOSED:
                 return
 
+    async def _receive(self) -> bytes:
+        """Bytes, for as long as neither the silence nor the whole session has lasted too long. Raises StreamTimeout."""
+        left_s = self._ends_at_s - asyncio.get_running_loop().time()
+        if left_s <= 0:
+            raise StreamTimeout
+        self.stream.timeout_s = min(SESSION_TIMEOUT_S, left_s)
+        return await self.stream.receive()
+
     async def _answer(self, event: server.Event) -> Reply:
         match event:
             case server.Connected():
@@ -159,6 +176,8 @@ class Session:
                 return await self._recipient(event)
             case server.Data():
                 return await self._data()
+            case server.EndOfChunk(size_bytes=size):
+                return Reply(250, f"{size} bytes received", "2.0.0")
             case server.EndOfData():
                 return await self._end_of_data()
             case server.Reset():
@@ -168,15 +187,15 @@ class Session:
                 return Reply(250, "Ok", "2.0.0")
             case server.Verify():
                 return Reply(252, "Cannot VRFY; try RCPT to attempt delivery", "2.0.0")
+            case server.Expand():
+                return Reply(502, "Lists are not expanded", "5.7.0")
             case server.Help():
-                return Reply(
-                    214, ("This is Seatbelt's smtpd", "EHLO HELO MAIL RCPT DATA RSET NOOP QUIT VRFY HELP"), "2.0.0"
-                )
+                return Reply(214, ("This is Seatbelt's smtpd", HELP), "2.0.0")
             case server.Quit():
                 return Reply(221, "Bye", "2.0.0")
             case server.Refused(reply=reply):
                 self.smtp.stats["smtp.refused-command"] += 1
-                if self.machine.state is not server.State.TRANSACTION:
+                if self.machine.state not in (server.State.TRANSACTION, server.State.CHUNKED):
                     self._forget_transaction()
                 return reply
         raise AssertionError(f"{event!r} takes no reply")
@@ -189,13 +208,20 @@ class Session:
             return Reply(451, f"Temporary failure: {refusal}", "4.3.0")
         sender = "" if event.sender is None else str(event.sender)
         self.transaction = Transaction(self.smtp, sender, answer.integers[1])
+        self.transaction.parameters = event.parameters
         return Reply(250, "Ok", "2.0.0")
 
     async def _recipient(self, event: server.Recipient) -> Reply:
         transaction = self.transaction
         assert transaction is not None
         recipient = str(event.mailbox)
+        asked = transaction.parameters
         envelope = Envelope(
+            dsn_notify=notify_bits(event.parameters.get("NOTIFY", "")),
+            dsn_ret=cast(Return, asked.get("RET", "").upper()),
+            dsn_envid=asked.get("ENVID", ""),
+            dsn_orcpt=event.parameters.get("ORCPT", ""),
+            flags=_UTF8 if "SMTPUTF8" in asked else _PLAIN,
             tag=self.listener.tag,
             smtpname=self.hostname,
             helo=self.hello,
@@ -254,13 +280,16 @@ class Session:
             self.transaction = None
 
     def _received_header(self, transaction: Transaction) -> bytes:
-        protocol = "ESMTP" if self.extended else "SMTP"
-        source = "" if self.listener.mask_src else f"from {self.hello} ({self.stream.peer[0]})\r\n\t"
-        only_one = f"\r\n\tfor <{transaction.first_recipient}>" if self.machine.recipients == 1 else ""
-        return (
-            f"Received: {source}by {self.hostname} (Seatbelt) with {protocol} id {transaction.msgid:08x}{only_one};\r\n"
-            f"\t{header_date()}\r\n"
-        ).encode()
+        return received(
+            helo=self.hello,
+            rdns="",
+            address=self.stream.peer[0],
+            hostname=self.hostname,
+            protocol=protocol(extended=self.extended, utf8="SMTPUTF8" in transaction.parameters),
+            message_id=f"{transaction.msgid:08x}",
+            recipient=transaction.first_recipient if self.machine.recipients == 1 else "",
+            hides_source=self.listener.mask_src,
+        )
 
 
 def _refused(reason: str) -> Reply:
