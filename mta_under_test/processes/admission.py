@@ -15,7 +15,7 @@ from collections import Counter
 
 MAX_PER_SOURCE = 100  # sessions from one address; this machine's own clients are its operator's business
 SESSION_DESCRIPTORS = 2  # a session's connection, and its message
-SPARE_DESCRIPTORS = 10  # for channels, logs and what libraries open in between
+SPARE_DESCRIPTORS = 16  # for the event loop, and what libraries open in between
 OUT_OF_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
@@ -27,7 +27,7 @@ class Admission:
         self._most_per_source = most_per_source
         self._sessions = 0
         self._by_source: Counter[str] = Counter()
-        self._reserve: int | None = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        self._reserve: int | None = os.eventfd(0)  # a file could not be opened from an empty root
 
     @property
     def is_full(self) -> bool:
@@ -81,7 +81,7 @@ class Admission:
 
     def _refill(self) -> None:
         try:
-            self._reserve = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+            self._reserve = os.eventfd(0)
         except OSError:
             self._reserve = None
 
@@ -104,7 +104,7 @@ def is_counted(source: str) -> bool:
 
 
 def most_sessions() -> int:
-    """As many as RLIMIT_NOFILE lets this process serve, and at least one."""
+    """As many as RLIMIT_NOFILE lets this process serve, and at least one. To be asked before /proc is out of sight."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         return 1 << 16

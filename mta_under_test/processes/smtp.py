@@ -43,6 +43,7 @@ class Smtp(Process):
         self.limits = limits_of(start.config)
         self.rules_ask_for_names = rules_ask_for_names(start.config)
         self._arrived: dict[int, socket.socket] = {}  # new listeners' sockets, by index, until CONFIG comes
+        self.admission = Admission(most_sessions())
         self._listening = list(start.smtp)
         self._accepting = False
         self._paused = False
@@ -51,7 +52,6 @@ class Smtp(Process):
         self._session_ids = itertools.count(int.from_bytes(os.urandom(4), "big") << 32 | 1)
 
     async def start(self) -> None:
-        self.admission = Admission(most_sessions())
         self._accept_on()
 
     async def finish(self) -> None:
