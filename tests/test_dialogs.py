@@ -38,7 +38,7 @@ class Server:
         self.ports = {tag: int(port) for port, tag in found}
         # libuv opens a reserve descriptor at the first connection; what is counted comes after it.
         for port in self.ports.values():
-            Client(port).close()
+            Client(port).close()  # with a proxy's listener this ends before it began
         until(lambda: self.smtpd.stats().get("smtp.session.total") == len(self.ports), "the first sessions")
         until(lambda: not self.smtpd.stats()["smtp.session"], "the first sessions are over")
         self.at_rest = sorted(self.smtpd.descriptors("smtp"))

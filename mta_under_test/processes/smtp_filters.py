@@ -6,6 +6,7 @@ Never: decides; lookup does (`filters`). A session without filters asks and tell
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -15,6 +16,7 @@ from mta_under_test.config.filtering import FilterFacts, Verdict, members
 from mta_under_test.ipc.messages import Kind
 from mta_under_test.processes.process import Refusal
 from mta_under_test.wire import server
+from mta_under_test.wire.address import AddressError, parse_mailbox
 from mta_under_test.wire.reply import Reply
 
 if TYPE_CHECKING:
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
 
 DATA_BYTES = 12_000  # of a message in one question: a frame holds 16,384
 FIELD_BYTES = 4096
+
+logger = logging.getLogger("smtpd")
+
 _OF_SESSION = ("connect", "helo", "ehlo", "auth")  # phases whose junk is the whole session's
 
 
@@ -58,7 +63,7 @@ class SessionFilters:
                 self._transaction_is_junk = True
         match verdict.outcome:
             case "rewrite":
-                return None, verdict.argument
+                return _rewritten(phase, verdict.argument, value)
             case "reject" | "disconnect":
                 self.hangs_up = verdict.outcome == "disconnect"
                 self._session.smtp.stats[f"smtp.filter.{verdict.outcome}"] += 1
@@ -189,6 +194,20 @@ def refusal(text: str) -> Reply:
         return Reply(int(code), words, enhanced) if enhanced[:2] == f"{code[0]}." else Reply(int(code), rest)
     except ValueError:
         return Reply(int(code), rest)
+
+
+def _rewritten(phase: str, new: str, old: str) -> tuple[Reply | None, str]:
+    """A filter's value in the place of the client's, if it can be one."""
+    if phase not in ("mail-from", "rcpt-to"):
+        return None, new
+    address = new.removeprefix("<").removesuffix(">")
+    try:
+        if address or phase == "rcpt-to":
+            parse_mailbox(address)
+    except AddressError as error:
+        logger.warning("a filter rewrote <%s> to %r: %s", old, new, error)
+        return Reply(451, "Temporary failure: a filter made no address of it", "4.3.5"), old
+    return None, address
 
 
 def _endpoint(address: str, port: int) -> str:
