@@ -1,6 +1,6 @@
 """smtpd: the mail server's command.
 
-    smtpd [-dnv] [-f smtpd.conf] [-T subsystem]... [--spool DIR] [--socket PATH]
+    smtpd [-dnv] [-f smtpd.conf] [-T subsystem]... [--spool DIR] [--queue disk|ram|null] [--socket PATH]
 
 -d stay in the foreground and log to standard error · -n check the configuration and exit · -v log more ·
 -f the configuration · -T trace a subsystem from the start (to the log) · --spool where the queue lives ·
@@ -26,7 +26,7 @@ from mta_under_test.ipc.messages import Kind
 from mta_under_test.processes import parent
 from mta_under_test.processes.control import WATCHED
 from mta_under_test.processes.process import Start
-from mta_under_test.spool import Spool, SpoolError
+from mta_under_test.spool import BACKENDS, SpoolError, open_store
 
 DEFAULT_CONFIG = Path("/etc/smtpd.conf")
 DEFAULT_SPOOL = Path("/var/spool/smtpd")
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None, births: Mapping[str, parent.Birth] =
         if options.n:
             print("configuration OK", file=sys.stderr)
             return 0
-        Spool(options.spool)
+        open_store(options.queue, options.spool).close()
         start = _bind_all(config, options)
     except (ConfigError, StartError, SpoolError) as error:
         print(error, file=sys.stderr)
@@ -75,6 +75,9 @@ def _parser() -> argparse.ArgumentParser:
         "-T", action="append", default=[], metavar="SUBSYSTEM", help="trace to the log; may be repeated"
     )
     parser.add_argument("--spool", type=Path, default=DEFAULT_SPOOL, metavar="DIR", help="the queue [%(default)s]")
+    parser.add_argument(
+        "--queue", choices=BACKENDS, default="disk", help="where mail is kept; all but disk lose it [%(default)s]"
+    )
     parser.add_argument("--socket", type=Path, default=DEFAULT_SOCKET, metavar="PATH", help="control [%(default)s]")
     return parser
 
@@ -88,7 +91,7 @@ def _bind_all(config: Config, options: argparse.Namespace) -> Start:
     traced = frozenset(known if "all" in options.T else options.T)
     bound: list[tuple[Listener, socket.socket]] = []
     control = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    start = Start(config, options.spool, control, bound, traced)
+    start = Start(config, options.spool, control, bound, options.queue, traced)
     try:
         for listener in config.listeners:
             bound.append((listener, _bind(listener)))

@@ -34,13 +34,14 @@ class Kind(enum.IntEnum):
     SCHEDULE = 23  # → scheduler: request id, evpid or msgid or 0 (all)
     REMOVE = 24  # → scheduler: request id, evpid or msgid or 0 (all); scheduler → queue: evpid
     # A message on its way in.
-    CREATE_MESSAGE = 30  # smtp → queue: request id; answer: msgid
+    CREATE_MESSAGE = 30  # smtp → queue: request id, how many; answer: so many msgids
     EXPAND = 31  # smtp, queue → lookup: request id, msgid; ASCII envelope; answered by queue, or FAIL by lookup
     SUBMIT_ENVELOPE = 32  # lookup → queue: request id, msgid; ASCII envelope
     COMMIT_ENVELOPES = 33  # lookup → queue: request id, msgid; name of the process that asked
     OPEN_MESSAGE = 34  # smtp → queue: request id, msgid; answer with a writable descriptor
-    COMMIT_MESSAGE = 35  # smtp → queue: request id, msgid; answered when the message survives power loss
-    REMOVE_MESSAGE = 36  # smtp → queue: msgid
+    COMMIT_MESSAGE = 35  # smtp → queue: request id, msgid; the message, unless a file has it; answered when it
+    # survives power loss, with a new msgid
+    REMOVE_MESSAGE = 36  # smtp → queue: request id or 0, msgid; answer: a new msgid
     SUBMIT = 37  # queue → scheduler: (evpid, type, created, expires, tries) for each envelope of a message
     # A message on its way out.
     BATCH = 40  # scheduler → queue: type, evpid, …

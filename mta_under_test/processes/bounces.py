@@ -87,7 +87,7 @@ class Bounces:
                 original_header=self._original_header(msgid),
                 bounce_id=f"{report:08x}.{msgid:08x}",
             )
-            self._write_message(report, text)
+            queue.spool.put_message(report, text)
             envelope = Envelope(
                 smtpname=original.smtpname,
                 helo="localhost",
@@ -102,20 +102,9 @@ class Bounces:
             await queue.ask("lookup", Kind.EXPAND, report, text=encode(envelope))
             queue.commit([report])
         except BaseException:
-            queue.spool.discard(report)
+            queue.discard(report)
             raise
         return report
-
-    def _write_message(self, report: int, text: bytes) -> None:
-        descriptor = self._queue.spool.open_message(report)
-        try:
-            view = memoryview(text)
-            while view:
-                view = view[os.write(descriptor, view) :]
-        except OSError as error:
-            raise SpoolError(f"cannot write a bounce: {error.strerror}") from error
-        finally:
-            os.close(descriptor)
 
     def _original_header(self, msgid: int) -> bytes:
         descriptor = self._queue.spool.message_fd(msgid)

@@ -55,6 +55,7 @@ class Start:
     spool: Path
     control: socket.socket
     smtp: Sequence[tuple[Listener, socket.socket]]
+    queue: str = "disk"  # where mail is kept: a name of spool.BACKENDS
     traced: frozenset[str] = frozenset()  # subsystems traced to the log from the start (smtpd -T)
 
     def close_sockets(self) -> None:
@@ -72,6 +73,7 @@ class Process:
     def __init__(self, start: Start, sockets: Sockets) -> None:
         self.config = start.config
         self.spool_root = start.spool
+        self.queue_backend = start.queue
         self.traced_to_log = start.traced
         self.stats: Counter[str] = Counter()
         self.tracing = start.traced

@@ -20,8 +20,9 @@ from mta_under_test.ipc.channel import Message
 from mta_under_test.ipc.messages import Delivery, Fate, Kind
 from mta_under_test.processes.bounces import Bounces
 from mta_under_test.processes.process import Process, takes
-from mta_under_test.spool import CorruptEnvelope, Spool, SpoolError
-from mta_under_test.wire.envelope import Envelope, decode, encode, msgid_of
+from mta_under_test.processes.settling import Settling
+from mta_under_test.spool import CorruptEnvelope, SpoolError, open_store
+from mta_under_test.wire.envelope import Envelope, decode, msgid_of
 
 logger = logging.getLogger("smtpd")
 
@@ -30,38 +31,52 @@ SUBMIT_ENVELOPES = 400  # that fit into one frame
 ROLE_OF = {Delivery.MTA: "transfer", Delivery.MDA: "delivery"}
 
 
+def schedule_of(evpid: int, envelope: Envelope) -> tuple[int, int, int, int, int]:
+    """What scheduler keeps of an envelope."""
+    return evpid, DELIVERY_OF[envelope.type], envelope.ctime, envelope.ctime + envelope.ttl, envelope.retry
+
+
 class Queue(Process):
     role: ClassVar[str] = "queue"
     new_work_from = ("smtp",)
 
     async def start(self) -> None:
-        self.spool = Spool(self.spool_root)
+        self.spool = open_store(self.queue_backend, self.spool_root, compress=self.config.queue_compression)
         self.bounces = Bounces(self)
+        self.settling = Settling(self)
+        self._arriving: dict[int, list[int]] = {}  # what scheduler is to be told of an uncommitted message
         self._commits: list[tuple[int, int]] = []  # (request, msgid), written to disk together
         self._refused: set[int] = set()  # requests one of whose envelopes could not be written
         self.spool.recover()
         for _, owed in itertools.groupby(self.spool.walk(), lambda found: msgid_of(found[0])):
             self.submit(list(owed))
 
+    async def finish(self) -> None:
+        self.settling.close()
+        try:
+            self.spool.close()
+        except SpoolError as error:
+            logger.error("%s; the next start goes on from the journal", error)
+
     def gauges(self) -> dict[str, int]:
-        return {"queue.bounce": self.bounces.pending}
+        return {"queue.bounce": self.bounces.pending, "queue.journal": self.spool.unsettled_bytes}
 
     def submit(self, owed: Sequence[tuple[int, Envelope]]) -> None:
         """Tell scheduler of a message's envelopes, all safe on disk: together, so that they are tried together."""
-        for start in range(0, len(owed), SUBMIT_ENVELOPES):
-            integers: list[int] = []
-            for evpid, envelope in owed[start : start + SUBMIT_ENVELOPES]:
-                expires = envelope.ctime + envelope.ttl
-                integers += (evpid, DELIVERY_OF[envelope.type], envelope.ctime, expires, envelope.retry)
-            self.tell("scheduler", Kind.SUBMIT, *integers)
+        self._schedule([number for evpid, envelope in owed for number in schedule_of(evpid, envelope)])
+
+    def _schedule(self, numbers: Sequence[int]) -> None:
+        for start in range(0, len(numbers), 5 * SUBMIT_ENVELOPES):
+            self.tell("scheduler", Kind.SUBMIT, *numbers[start : start + 5 * SUBMIT_ENVELOPES])
 
     # ---- a message on its way in
 
     @takes(Kind.CREATE_MESSAGE)
     def create_message(self, peer: str, message: Message) -> None:
-        (request,) = message.integers
+        """So many ids at once, since most messages need nothing else from us before they are whole."""
+        request, count = message.integers
         try:
-            self.answer(peer, request, self.spool.create())
+            self.answer(peer, request, *(self.spool.create() for _ in range(count)))
         except SpoolError as error:
             self.refuse(peer, request, str(error))
 
@@ -77,7 +92,9 @@ class Queue(Process):
     def submit_envelope(self, peer: str, message: Message) -> None:
         request, msgid = message.integers
         try:
-            self.spool.add_envelope(msgid, decode(message.text))
+            envelope = decode(message.text)
+            evpid = self.spool.add_text(msgid, message.text)
+            self._arriving.setdefault(msgid, []).extend(schedule_of(evpid, envelope))
         except SpoolError as error:
             logger.warning("message %08x: %s", msgid, error)
             self._refused.add(request)
@@ -96,8 +113,14 @@ class Queue(Process):
 
     @takes(Kind.COMMIT_MESSAGE)
     def commit_message(self, peer: str, message: Message) -> None:
-        """Commits that arrive together reach the disk together."""
+        """Commits that arrive together reach the disk together. The text is the message, unless a file has it."""
         request, msgid = message.integers
+        if message.text:
+            try:
+                self.spool.put_message(msgid, message.text)
+            except SpoolError as error:
+                self.refuse(peer, request, str(error))
+                return
         if not self._commits:
             asyncio.get_running_loop().call_soon(self._commit_all)
         self._commits.append((request, msgid))
@@ -115,9 +138,16 @@ class Queue(Process):
                     logger.warning("message %08x: %s", msgid, error)
                     self.refuse("smtp", request, str(error))
                 else:
-                    self.answer("smtp", request)
+                    self._replace_id(request)
             return
         for request, _ in commits:
+            self._replace_id(request)
+
+    def _replace_id(self, request: int) -> None:
+        """The answer brings a new id, in the place of the one that was used."""
+        try:
+            self.answer("smtp", request, self.spool.create())
+        except SpoolError:
             self.answer("smtp", request)
 
     def commit(self, msgids: list[int]) -> None:
@@ -126,13 +156,29 @@ class Queue(Process):
         self.spool.commit(msgids)
         if "queue" in self.profiling:
             self.profile("queue", f"commit of {len(msgids)} messages {(time.perf_counter() - began) * 1e3:.3f} ms")
+        numbers: list[int] = []
         for msgid in msgids:
-            self.trace("queue", f"{msgid:08x} committed")
-            self.submit([(evpid, self.spool.envelope(evpid)) for evpid in self.spool.envelopes(msgid)])
+            if "queue" in self.tracing:
+                self.trace("queue", f"{msgid:08x} committed")
+            numbers += self._arriving.pop(msgid)
+        self._schedule(numbers)
+        self.settling.active()
 
     @takes(Kind.REMOVE_MESSAGE)
     def remove_message(self, peer: str, message: Message) -> None:
-        self.spool.discard(message.integers[0])
+        """Answered with a new id in the place of this one, unless the request id is 0."""
+        request, msgid = message.integers
+        self.discard(msgid)
+        if request:
+            self._replace_id(request)
+
+    def discard(self, msgid: int) -> None:
+        """Give up a message that was not committed."""
+        self._arriving.pop(msgid, None)
+        try:
+            self.spool.discard(msgid)
+        except SpoolError as error:
+            logger.warning("message %08x: %s", msgid, error)
 
     # ---- a message on its way out
 
@@ -142,8 +188,8 @@ class Queue(Process):
         role = ROLE_OF[Delivery(delivery)]
         began = time.perf_counter()
         for evpid in evpids:
-            if (envelope := self._load(evpid)) is not None:
-                self.tell(role, Kind.DELIVER, evpid, text=encode(envelope))
+            if (text := self._load_text(evpid)) is not None:
+                self.tell(role, Kind.DELIVER, evpid, text=text)
         self.tell(role, Kind.DELIVER_END)
         if "queue" in self.profiling:
             took_ms = (time.perf_counter() - began) * 1e3
@@ -174,6 +220,7 @@ class Queue(Process):
         except SpoolError as error:
             logger.warning("envelope %016x: %s", evpid, error)  # the try is forgotten; the envelope is not
         self.tell("scheduler", Kind.DELIVERY_TEMP, evpid, envelope.retry)
+        self.settling.active()
 
     @takes(Kind.DELIVERY_PERM)
     def delivery_perm(self, peer: str, message: Message) -> None:
@@ -210,12 +257,18 @@ class Queue(Process):
             self.spool.delete(evpid)
         except SpoolError as error:
             logger.warning("envelope %016x: %s", evpid, error)
-        self.trace("queue", f"{evpid:016x} {fate.name.lower()}")
+        if "queue" in self.tracing:
+            self.trace("queue", f"{evpid:016x} {fate.name.lower()}")
         self.tell("scheduler", Kind.ENVELOPE_DONE, evpid, fate)
+        self.settling.active()
 
     def _load(self, evpid: int) -> Envelope | None:
+        text = self._load_text(evpid)
+        return None if text is None else decode(text)
+
+    def _load_text(self, evpid: int) -> bytes | None:
         try:
-            return self.spool.envelope(evpid)
+            return self.spool.envelope_text(evpid)
         except CorruptEnvelope as error:
             logger.error("envelope %016x is corrupt and was put aside: %s", evpid, error)
         except SpoolError as error:
@@ -229,7 +282,7 @@ class Queue(Process):
     def show_envelope(self, peer: str, message: Message) -> None:
         request, evpid = message.integers
         try:
-            self.answer(peer, request, evpid, text=encode(self.spool.envelope(evpid)))
+            self.answer(peer, request, evpid, text=self.spool.envelope_text(evpid))
         except SpoolError as error:
             self.refuse(peer, request, str(error))
 

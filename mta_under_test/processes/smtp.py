@@ -20,6 +20,7 @@ from mta_under_test.ipc.channel import Message
 from mta_under_test.ipc.messages import Kind
 from mta_under_test.processes.process import Process, Sockets, Start, takes
 from mta_under_test.processes.smtp_session import Session
+from mta_under_test.processes.transaction import MessageIds
 from mta_under_test.wire.server import Limits
 
 ACCEPT_RETRY_S = 1.0  # when descriptors ran out: accept again after this, or as soon as a session ends
@@ -34,6 +35,7 @@ class Smtp(Process):
     def __init__(self, start: Start, sockets: Sockets) -> None:
         super().__init__(start, sockets)
         self.sessions: set[Session] = set()
+        self.message_ids = MessageIds(self)
         config = start.config
         self.limits = Limits(
             message_bytes=config.max_message_bytes, recipients=config.max_rcpt, messages=config.max_mails

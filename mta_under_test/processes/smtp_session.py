@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import socket
 import time
 from typing import TYPE_CHECKING
@@ -17,6 +16,7 @@ from mta_under_test.config import Listener
 from mta_under_test.ipc.messages import Kind
 from mta_under_test.processes.process import Refusal
 from mta_under_test.processes.stream import Stream, StreamTimeout
+from mta_under_test.processes.transaction import Transaction
 from mta_under_test.wire import server
 from mta_under_test.wire.date import header_date
 from mta_under_test.wire.envelope import Envelope, encode
@@ -27,63 +27,8 @@ if TYPE_CHECKING:
     from mta_under_test.processes.smtp import Smtp
 
 SESSION_TIMEOUT_S = 300.0  # SMTPD_SESSION_TIMEOUT
-WRITE_BYTES = 1 << 16
 
 logger = logging.getLogger("smtpd")
-
-
-class Transaction:
-    """MAIL … end of data: the message id and the writable descriptor, until `close` or a commit."""
-
-    def __init__(self, smtp: Smtp, sender: str, msgid: int) -> None:
-        self.sender = sender
-        self.msgid = msgid
-        self.first_recipient = ""
-        self.failed = ""  # why the message cannot be kept, once something went wrong while it was written
-        self._smtp = smtp
-        self._descriptor: int | None = None
-        self._chunks: list[bytes] = []
-        self._chunk_bytes = 0
-
-    def open(self, descriptor: int) -> None:
-        assert self._descriptor is None
-        self._descriptor = descriptor
-
-    def write(self, data: bytes) -> None:
-        self._chunks.append(data)
-        self._chunk_bytes += len(data)
-        if self._chunk_bytes >= WRITE_BYTES:
-            self.flush()
-
-    def flush(self) -> None:
-        """Write out what was collected. A full disk fails the message, not the session."""
-        data = memoryview(b"".join(self._chunks))
-        self._chunks.clear()
-        self._chunk_bytes = 0
-        if self.failed:
-            return
-        assert self._descriptor is not None
-        try:
-            while data:
-                data = data[os.write(self._descriptor, data) :]
-        except OSError as error:
-            self.failed = error.strerror or str(error)
-
-    def close_descriptor(self) -> None:
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
-
-    def committed(self) -> None:
-        """The message is queue's from here on."""
-        self.msgid = 0
-
-    def close(self) -> None:
-        self._chunks.clear()
-        self.close_descriptor()
-        if self.msgid:
-            self._smtp.tell("queue", Kind.REMOVE_MESSAGE, self.msgid)
-            self.msgid = 0
 
 
 class Session:
@@ -129,7 +74,7 @@ class Session:
                 # which CPython 3.11 keeps in its method cache (see wire.date).
                 case server.Body(chunk=chunk):
                     assert self.transaction is not None
-                    self.transaction.write(chunk)
+                    await self.transaction.write(chunk)
                     continue
                 case server.Closed():
                     return
@@ -182,11 +127,11 @@ class Session:
     async def _mail(self, event: server.Mail) -> Reply:
         self._forget_transaction()
         try:
-            answer = await self.smtp.ask("queue", Kind.CREATE_MESSAGE)
+            msgid = await self.smtp.message_ids.take()
         except Refusal as refusal:
             return Reply(451, f"Temporary failure: {refusal}", "4.3.0")
         sender = "" if event.sender is None else str(event.sender)
-        self.transaction = Transaction(self.smtp, sender, answer.integers[1])
+        self.transaction = Transaction(self.smtp, sender, msgid)
         return Reply(250, "Ok", "2.0.0")
 
     async def _recipient(self, event: server.Recipient) -> Reply:
@@ -216,29 +161,19 @@ class Session:
     async def _data(self) -> Reply:
         transaction = self.transaction
         assert transaction is not None
-        try:
-            answer = await self.smtp.ask("queue", Kind.OPEN_MESSAGE, transaction.msgid)
-        except Refusal as refusal:
-            return Reply(451, f"Temporary failure: {refusal}", "4.3.0")
-        descriptor = answer.take_descriptor()
-        if descriptor is None:
-            return Reply(451, "Temporary failure: out of descriptors", "4.3.0")
-        transaction.open(descriptor)
-        transaction.write(self._received_header(transaction))
+        await transaction.write(self._received_header(transaction))
         return Reply(354, 'Enter mail, end with "." on a line by itself')
 
     async def _end_of_data(self) -> Reply:
         transaction = self.transaction
         assert transaction is not None
-        transaction.flush()
-        transaction.close_descriptor()
+        transaction.end()
         msgid = transaction.msgid
         try:
             if transaction.failed:
                 logger.warning("message %08x: cannot write: %s", msgid, transaction.failed)
                 return Reply(452, "Cannot store the message now", "4.3.1")
-            await self.smtp.ask("queue", Kind.COMMIT_MESSAGE, msgid)
-            transaction.committed()
+            await transaction.commit()
         except Refusal as refusal:
             return Reply(451, f"Temporary failure: {refusal}", "4.3.0")
         finally:
