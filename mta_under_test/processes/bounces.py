@@ -100,7 +100,7 @@ class Bounces:
                 flags=frozenset({"bounce", "internal"}),
             )
             await queue.ask("lookup", Kind.EXPAND, report, text=encode(envelope))
-            queue.commit([report])
+            await queue.commits.wait_for(report)
         except BaseException:
             queue.discard(report)
             raise

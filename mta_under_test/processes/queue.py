@@ -9,16 +9,17 @@ Sends: SUBMIT, DELIVERY_TEMP, ENVELOPE_DONE to scheduler; DELIVER to transfer an
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import logging
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import ClassVar
 
 from mta_under_test.ipc.channel import Message
 from mta_under_test.ipc.messages import Delivery, Fate, Kind
 from mta_under_test.processes.bounces import Bounces
+from mta_under_test.processes.commits import Commits
 from mta_under_test.processes.process import Process, takes
 from mta_under_test.processes.settling import Settling
 from mta_under_test.spool import CorruptEnvelope, SpoolError, open_store
@@ -43,9 +44,9 @@ class Queue(Process):
     async def start(self) -> None:
         self.spool = open_store(self.queue_backend, self.spool_root, compress=self.config.queue_compression)
         self.bounces = Bounces(self)
+        self.commits = Commits(self)
         self.settling = Settling(self)
         self._arriving: dict[int, list[int]] = {}  # what scheduler is to be told of an uncommitted message
-        self._commits: list[tuple[int, int]] = []  # (request, msgid), written to disk together
         self._refused: set[int] = set()  # requests one of whose envelopes could not be written
         self.spool.recover()
         for _, owed in itertools.groupby(self.spool.walk(), lambda found: msgid_of(found[0])):
@@ -53,6 +54,7 @@ class Queue(Process):
 
     async def finish(self) -> None:
         self.settling.close()
+        self.commits.close()
         try:
             self.spool.close()
         except SpoolError as error:
@@ -121,27 +123,13 @@ class Queue(Process):
             except SpoolError as error:
                 self.refuse(peer, request, str(error))
                 return
-        if not self._commits:
-            asyncio.get_running_loop().call_soon(self._commit_all)
-        self._commits.append((request, msgid))
+        self.commits.add(msgid, partial(self._answer_commit, request))
 
-    def _commit_all(self) -> None:
-        commits, self._commits = self._commits, []
-        try:
-            self.commit([msgid for _, msgid in commits])
-        except SpoolError:
-            # One bad message must not fail its neighbours: each for itself, to learn which it was.
-            for request, msgid in commits:
-                try:
-                    self.commit([msgid])
-                except SpoolError as error:
-                    logger.warning("message %08x: %s", msgid, error)
-                    self.refuse("smtp", request, str(error))
-                else:
-                    self._replace_id(request)
-            return
-        for request, _ in commits:
+    def _answer_commit(self, request: int, error: SpoolError | None) -> None:
+        if error is None:
             self._replace_id(request)
+        else:
+            self.refuse("smtp", request, str(error))
 
     def _replace_id(self, request: int) -> None:
         """The answer brings a new id, in the place of the one that was used."""
@@ -150,12 +138,8 @@ class Queue(Process):
         except SpoolError:
             self.answer("smtp", request)
 
-    def commit(self, msgids: list[int]) -> None:
-        """Make messages safe against power loss, then schedule their envelopes. Raises SpoolError."""
-        began = time.perf_counter()
-        self.spool.commit(msgids)
-        if "queue" in self.profiling:
-            self.profile("queue", f"commit of {len(msgids)} messages {(time.perf_counter() - began) * 1e3:.3f} ms")
+    def committed(self, msgids: Sequence[int]) -> None:
+        """Messages are safe: schedule their envelopes."""
         numbers: list[int] = []
         for msgid in msgids:
             if "queue" in self.tracing:

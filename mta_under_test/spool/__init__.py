@@ -5,9 +5,9 @@ from pathlib import Path
 from mta_under_test.spool.disk import Spool
 from mta_under_test.spool.journaled import JournaledSpool
 from mta_under_test.spool.memory import NullStore, RamStore
-from mta_under_test.spool.store import CorruptEnvelope, SpoolError, Store
+from mta_under_test.spool.store import Batch, CorruptEnvelope, SpoolError, Store
 
-__all__ = ["BACKENDS", "CorruptEnvelope", "JournaledSpool", "Spool", "SpoolError", "Store", "open_store"]
+__all__ = ["BACKENDS", "Batch", "CorruptEnvelope", "JournaledSpool", "Spool", "SpoolError", "Store", "open_store"]
 
 BACKENDS = ("disk", "ram", "null")
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mta_under_test.spool import compression, durable
@@ -162,12 +162,13 @@ class Spool:
             self._incoming(msgid).rename(self._queue(msgid))
 
     def _make_shelf(self, shelf: Path) -> None:
-        shelf.mkdir(0o700)
+        shelf.mkdir(0o700, exist_ok=True)  # a message from the journal may have made it, and it is not safe yet
         try:
             durable.sync(self._root / "queue")
         except OSError:
             # Left standing, it would be taken for one whose own name is safe.
-            shelf.rmdir()
+            with suppress(OSError):  # … unless something stands in it, which the journal has as well
+                shelf.rmdir()
             raise
 
     def discard(self, msgid: int) -> None:

@@ -63,7 +63,7 @@ class Files(Spool):
         try:
             directory.mkdir(0o700)
         except FileNotFoundError:
-            self._shelf(msgid).mkdir(0o700)
+            self._make_shelf(self._shelf(msgid))
             directory.mkdir(0o700)
         except FileExistsError:
             pass  # made before, for its message alone

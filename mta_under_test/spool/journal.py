@@ -108,17 +108,20 @@ class Journal:
         return began
 
     def sync(self) -> None:
-        """fdatasync(2) what was appended. When it fails everything since the last success is taken back, and nothing
-        more is written here: the kernel reports a write error once, and then calls the pages clean."""
-        if self._synced_bytes == self.size_bytes:
+        """fdatasync(2) what was appended. May be called from a thread, beside `append` and `read`.
+
+        When it fails nothing more is written here: the kernel reports a write error once, and then calls the pages
+        clean. What of it a replay will find nobody knows.
+        """
+        size_bytes = self.size_bytes
+        if self._synced_bytes == size_bytes:
             return
         try:
             durable.sync_data(self._descriptor)
         except OSError as error:
-            self._take_back(self._synced_bytes)
             self._damaged = True
             raise durable.LostWrites(error.errno, error.strerror, os.fspath(self.path)) from error
-        self._synced_bytes = self.size_bytes
+        self._synced_bytes = size_bytes
 
     @property
     def damaged(self) -> bool:

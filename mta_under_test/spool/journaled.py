@@ -24,7 +24,7 @@ from mta_under_test.spool import durable
 from mta_under_test.spool.disk import ID_TRIES, ids_at_random
 from mta_under_test.spool.files import Files
 from mta_under_test.spool.journal import COMMIT, DELETE, Journal, Place, commit_record, delete_record, update_record
-from mta_under_test.spool.store import CorruptEnvelope, SpoolError
+from mta_under_test.spool.store import Batch, CorruptEnvelope, SpoolError
 from mta_under_test.wire.envelope import Envelope, EnvelopeError, decode, encode, evpid_text, msgid_of, msgid_text
 
 SEGMENT_BYTES = 16 << 20  # a journal that is larger is settled even when the queue is busy
@@ -56,6 +56,17 @@ class Recent:
         return self.content.journal in journals or any(text.journal in journals for text in self.texts.values())
 
 
+class JournalBatch(Batch):
+    """`small`: msgid, length of the record, and where in it the envelopes and the content begin."""
+
+    def __init__(self, msgids: Sequence[int]) -> None:
+        super().__init__(msgids)
+        self.placed: list[int] = []
+        self.small: list[tuple[int, int, dict[int, int], int]] = []
+        self.journal: Journal | None = None
+        self.offset = 0
+
+
 class JournaledSpool:
     """A `Store` on disk."""
 
@@ -70,6 +81,7 @@ class JournaledSpool:
         self._updated: dict[int, Place] = {}  # new texts of envelopes that have a file with an old one
         self._journal: Journal | None = None  # that is appended to
         self._last_number = 0
+        self._batch: JournalBatch | None = None  # under way
         # What is being settled: the journals, what is left to do, and which renames wait for the disk.
         self._settling: list[Journal] = []
         self._work: list[int] = []  # msgids and, above 32 bits, evpids
@@ -128,40 +140,71 @@ class JournaledSpool:
         pending.texts, pending.content = {}, None
 
     def commit(self, msgids: Sequence[int]) -> None:
-        """One fdatasync for all that are small; what `disk` does for the others. All of them or none.
+        batch = self.prepare(msgids)
+        try:
+            self.sync(batch)
+        except SpoolError:
+            self.abandon(batch)
+            raise
+        self.finish(batch)
 
-        A message whose commit failed may be committed again, unless it was the disk that failed.
-        """
-        placed, small = [], []
+    def prepare(self, msgids: Sequence[int]) -> JournalBatch:
+        """Small messages are appended to the journal, for one fdatasync; the others are for `disk` to commit."""
+        assert self._batch is None
+        batch = JournalBatch(msgids)
+        records = []
         for msgid in msgids:
             pending = self._pending_of(msgid)
             if pending.placed:
-                placed.append(msgid)
+                batch.placed.append(msgid)
             elif pending.content is None or not pending.texts:
                 what = "no envelope" if pending.content is not None else "no message file"
                 raise SpoolError(f"incoming/{msgid_text(msgid)}: cannot commit: {what}")
             else:
-                small.append((msgid, pending.texts, pending.content))
-        self.files.commit(placed)
-        try:
-            if small:
-                with self._failures("cannot commit"):
-                    self._commit_small(small)
-        except SpoolError:
-            self.files.take_back(placed)
-            raise
-        for msgid in msgids:
-            del self._pending[msgid]
+                record, places, content_at = commit_record(msgid, pending.texts, pending.content)
+                records.append(record)
+                batch.small.append((msgid, len(record), places, content_at))
+        if records:
+            with self._failures("cannot commit"):
+                batch.journal = self._writable()
+                batch.offset = batch.journal.append(b"".join(records))
+        self._batch = batch
+        return batch
 
-    def _commit_small(self, messages: list[tuple[int, dict[int, bytes], bytes]]) -> None:
-        journal = self._writable()
-        records = [commit_record(msgid, texts, content) for msgid, texts, content in messages]
-        at = journal.append(b"".join([record for record, _, _ in records]))
-        journal.sync()
-        for (msgid, texts, content), (record, places, content_at) in zip(messages, records, strict=True):
-            index = {evpid: Place(journal, at + places[evpid], len(text)) for evpid, text in texts.items()}
-            self._recent[msgid] = Recent(Place(journal, at + content_at, len(content)), index)
-            at += len(record)
+    def sync(self, batch: Batch) -> None:
+        assert isinstance(batch, JournalBatch)
+        self.files.commit(batch.placed)
+        if batch.journal is not None:
+            try:
+                with self._failures("cannot commit"):
+                    batch.journal.sync()
+            except SpoolError:
+                self.files.take_back(batch.placed)
+                raise
+
+    def finish(self, batch: Batch) -> None:
+        assert isinstance(batch, JournalBatch)
+        journal, at = batch.journal, batch.offset
+        self._batch = None
+        for msgid, length, places, content_at in batch.small:
+            assert journal is not None
+            pending = self._pending[msgid]
+            assert pending.content is not None
+            texts = {evpid: Place(journal, at + places[evpid], len(text)) for evpid, text in pending.texts.items()}
+            self._recent[msgid] = Recent(Place(journal, at + content_at, len(pending.content)), texts)
+            at += length
+        for msgid in batch.msgids:
+            del self._pending[msgid]
+        if self.pressed and not self._settling:
+            self._rotate()
+
+    def abandon(self, batch: Batch) -> None:
+        """What failed must not be replayed: its sender is told so, and sends it again."""
+        assert isinstance(batch, JournalBatch)
+        self._batch = None
+        for msgid, _, _, _ in batch.small:
+            for evpid in self._pending[msgid].texts:
+                self._journal_deletion(evpid)
 
     def _writable(self) -> Journal:
         if self._journal is not None and self._journal.damaged:
@@ -283,7 +326,7 @@ class JournaledSpool:
 
     def settle(self, budget_s: float) -> bool:
         if not self._settling:
-            if self._journal is None:
+            if self._journal is None or self._batch is not None:
                 return False
             self._rotate()
         deadline = time.monotonic() + budget_s
@@ -343,6 +386,7 @@ class JournaledSpool:
         self._must_sync = False
 
     def close(self) -> None:
+        self._batch = None  # nobody was told that it was committed
         try:
             while self._journal is not None or self._settling:
                 if self.settle(float("inf")):

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator, Sequence
 
 from mta_under_test.spool.disk import ID_TRIES, ids_at_random
-from mta_under_test.spool.store import SpoolError
+from mta_under_test.spool.store import Batch, SpoolError
 from mta_under_test.wire.envelope import Envelope, EnvelopeError, decode, encode, evpid_text, msgid_of, msgid_text
 
 
@@ -60,11 +60,23 @@ class RamStore:
         raise SpoolError(f"no unused id found in {ID_TRIES} tries")
 
     def commit(self, msgids: Sequence[int]) -> None:
+        self.finish(self.prepare(msgids))
+
+    def prepare(self, msgids: Sequence[int]) -> Batch:
         for msgid in msgids:
             if not self._get(self._pending, msgid).texts:
                 raise SpoolError(f"message {msgid_text(msgid)}: cannot commit: no envelope")
-        for msgid in msgids:
+        return Batch(msgids)
+
+    def sync(self, batch: Batch) -> None:
+        """Memory is as safe as it will ever be."""
+
+    def finish(self, batch: Batch) -> None:
+        for msgid in batch.msgids:
             self._queue[msgid] = self._pending.pop(msgid)
+
+    def abandon(self, batch: Batch) -> None:
+        """Nothing was done yet."""
 
     def discard(self, msgid: int) -> None:
         if (kept := self._pending.pop(msgid, None)) is not None:
@@ -145,7 +157,7 @@ class RamStore:
 class NullStore(RamStore):
     """A `Store` that forgets a message the moment it is committed: what a server without a disk would do."""
 
-    def commit(self, msgids: Sequence[int]) -> None:
-        super().commit(msgids)
-        for msgid in msgids:
+    def finish(self, batch: Batch) -> None:
+        super().finish(batch)
+        for msgid in batch.msgids:
             self._queue.pop(msgid).close()

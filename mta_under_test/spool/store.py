@@ -16,6 +16,13 @@ class CorruptEnvelope(SpoolError):
     """An envelope could not be understood and was moved to corrupt/, with its message."""
 
 
+class Batch:
+    """Messages that are committed together."""
+
+    def __init__(self, msgids: Sequence[int]) -> None:
+        self.msgids = msgids
+
+
 class Store(Protocol):
     """Every method may raise SpoolError. Descriptors that are handed out are the caller's."""
 
@@ -34,7 +41,21 @@ class Store(Protocol):
         """Add a recipient, an envelope's text, to an uncommitted message. Returns the envelope's id."""
 
     def commit(self, msgids: Sequence[int]) -> None:
-        """Make messages real, all of them or none."""
+        """Make messages real, all of them or none. When it returns they survive power loss."""
+
+    # The same in three steps, so that the disk can be waited for elsewhere. One batch at a time.
+
+    def prepare(self, msgids: Sequence[int]) -> Batch:
+        """Everything but the waiting. When it fails nothing was done."""
+
+    def sync(self, batch: Batch) -> None:
+        """Wait for the disk. May be called from another thread, beside all other methods."""
+
+    def finish(self, batch: Batch) -> None:
+        """`sync` has returned: the messages are real."""
+
+    def abandon(self, batch: Batch) -> None:
+        """`sync` has failed: they are uncommitted as before, unless it was the disk that failed."""
 
     def discard(self, msgid: int) -> None:
         """Give up an uncommitted message. One that is gone already is no error."""

@@ -47,12 +47,17 @@ class Decoder:
     def feed(self, data: bytes) -> Iterator[Imsg]:
         """Yield every frame that `data` completes. Raises ImsgError on a length that no frame can have."""
         self._buffer += data
-        while len(self._buffer) >= HEADER.size:
-            kind, length, flags, peer_id, pid = HEADER.unpack_from(self._buffer)
-            if not HEADER.size <= length <= MAX_FRAME_BYTES:
-                raise ImsgError(f"frame of {length} bytes; it can have {HEADER.size} to {MAX_FRAME_BYTES}")
-            if len(self._buffer) < length:
-                return
-            payload = bytes(self._buffer[HEADER.size : length])
-            del self._buffer[:length]
-            yield Imsg(kind, payload, peer_id, pid, bool(flags & HAS_DESCRIPTOR))
+        at, end = 0, len(self._buffer)
+        try:
+            while end - at >= HEADER.size:
+                kind, length, flags, peer_id, pid = HEADER.unpack_from(self._buffer, at)
+                if not HEADER.size <= length <= MAX_FRAME_BYTES:
+                    raise ImsgError(f"frame of {length} bytes; it can have {HEADER.size} to {MAX_FRAME_BYTES}")
+                if end - at < length:
+                    return
+                payload = bytes(self._buffer[at + HEADER.size : at + length])
+                at += length
+                yield Imsg(kind, payload, peer_id, pid, bool(flags & HAS_DESCRIPTOR))
+        finally:
+            # Once for all frames of a read: a move of the rest for each would cost more than the decoding.
+            del self._buffer[:at]
