@@ -18,7 +18,7 @@ import struct
 from collections import Counter, deque
 from collections.abc import Callable
 
-from mta_under_test.ipc.messages import Kind, PayloadError, pack, unpack
+from mta_under_test.ipc.messages import KINDS, Kind, PayloadError, pack, unpack
 from mta_under_test.wire import imsg
 
 HIGH_MARK_BYTES = 10 << 20  # over this, new work is no longer read (OpenSMTPD e5872ffa, 24 January 2013)
@@ -97,6 +97,7 @@ class Channel:
         self._flushing = False
         self._reading = False
         self._open = True
+        self._pid = os.getpid()
         self.resume_reading()
 
     def __repr__(self) -> str:
@@ -108,7 +109,7 @@ class Channel:
             if descriptor is not None:
                 os.close(descriptor)
             return
-        frame = imsg.encode(imsg.Imsg(kind, pack(integers, text), 0, os.getpid(), descriptor is not None))
+        frame = imsg.frame(kind, pack(integers, text), 0, self._pid, descriptor is not None)
         self.sent.count(kind, len(frame))
         self._waiting.append((frame, descriptor))
         self.waiting_bytes += len(frame)
@@ -177,12 +178,12 @@ class Channel:
         descriptor = self._arrived.popleft() if frame.has_descriptor and self._arrived else None
         size = imsg.HEADER.size + len(frame.payload)
         try:
-            kind = Kind(frame.type)
+            kind = KINDS[frame.type]
             integers, text = unpack(frame.payload)
-        except (ValueError, PayloadError) as error:
+        except (KeyError, PayloadError) as error:
             if descriptor is not None:
                 os.close(descriptor)
-            raise PayloadError(str(error)) from error
+            raise PayloadError(f"no such message: {error}" if isinstance(error, KeyError) else str(error)) from error
         self.received.count(kind, size)
         message = Message(kind, integers, text, descriptor, size)
         try:

@@ -57,6 +57,9 @@ class Kind(enum.IntEnum):
     HOSTS = 50  # transfer → lookup: request id, port; `mx NAME` or `host NAME`; answer: ; `preference address` lines
 
 
+KINDS = {int(kind): kind for kind in Kind}  # quicker than the call that an enum offers
+
+
 class Delivery(enum.IntEnum):
     """Who delivers an envelope."""
 
@@ -79,18 +82,25 @@ class PayloadError(Exception):
 
 
 _COUNT = struct.Struct("=H")
+_FEW = [struct.Struct(f"=H{count}Q") for count in range(8)]  # nearly all payloads
 
 
 def pack(integers: tuple[int, ...], text: bytes = b"") -> bytes:
     """`integers` (each below 2**64, at most 2,000) and `text` as one payload."""
-    return struct.pack(f"=H{len(integers)}Q", len(integers), *integers) + text
+    count = len(integers)
+    if count < len(_FEW):
+        return _FEW[count].pack(count, *integers) + text
+    return struct.pack(f"=H{count}Q", count, *integers) + text
 
 
 def unpack(payload: bytes) -> tuple[tuple[int, ...], bytes]:
     """The integers and the text of a payload. Raises PayloadError when it is cut short."""
     try:
         (count,) = _COUNT.unpack_from(payload)
-        integers: tuple[int, ...] = struct.unpack_from(f"={count}Q", payload, _COUNT.size)
+        if count < len(_FEW):
+            integers = _FEW[count].unpack_from(payload)[1:]
+        else:
+            integers = struct.unpack_from(f"={count}Q", payload, _COUNT.size)
     except struct.error as error:
         raise PayloadError(f"payload of {len(payload)} bytes: {error}") from error
     return integers, payload[_COUNT.size + 8 * count :]

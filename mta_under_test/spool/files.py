@@ -11,13 +11,21 @@ from pathlib import Path
 
 from mta_under_test.spool import durable
 from mta_under_test.spool.disk import MESSAGE, Spool
-from mta_under_test.wire.envelope import evpid_text, msgid_of
+from mta_under_test.wire.envelope import evpid_text, msgid_of, msgid_text
+
+ROOMS = ("incoming", "corrupt")  # that a message may stand in, beside queue/HH
 
 
 class Files(Spool):
+    def __init__(self, root: Path, *, compress: bool = False) -> None:
+        super().__init__(root, compress=compress)
+        self._base = os.fspath(root)
+
     def has(self, msgid: int) -> bool:
         """Whether a message of this id is in the queue, on its way in, or put aside."""
-        return any(path.exists() for path in (self._queue(msgid), self._incoming(msgid), self._corrupt(msgid)))
+        # Strings, not Paths: this is asked for every message.
+        name = msgid_text(msgid)
+        return any(map(os.path.lexists, (f"{self._base}/{room}/{name}" for room in (f"queue/{name[:2]}", *ROOMS))))
 
     def has_envelope(self, evpid: int) -> bool:
         return self._envelope(evpid).exists()

@@ -31,11 +31,15 @@ class Imsg(NamedTuple):
 
 def encode(message: Imsg) -> bytes:
     """One frame. Raises ImsgError when the payload does not fit in 16,384 bytes."""
-    length = HEADER.size + len(message.payload)
+    return frame(message.type, message.payload, message.peer_id, message.pid, message.has_descriptor)
+
+
+def frame(kind: int, payload: bytes, peer_id: int, pid: int, has_descriptor: bool) -> bytes:
+    """The same, of its parts."""
+    length = HEADER.size + len(payload)
     if length > MAX_FRAME_BYTES:
-        raise ImsgError(f"payload of {len(message.payload)} bytes; a frame holds {MAX_FRAME_BYTES - HEADER.size}")
-    flags = HAS_DESCRIPTOR if message.has_descriptor else 0
-    return HEADER.pack(message.type, length, flags, message.peer_id, message.pid) + message.payload
+        raise ImsgError(f"payload of {len(payload)} bytes; a frame holds {MAX_FRAME_BYTES - HEADER.size}")
+    return HEADER.pack(kind, length, HAS_DESCRIPTOR if has_descriptor else 0, peer_id, pid) + payload
 
 
 class Decoder:
