@@ -141,7 +141,7 @@ def decode(text: bytes) -> Envelope:
             else:
                 _read(line, values)
     except EnvelopeError as error:
-        raise EnvelopeError(f"line {lines.index(line) + 1}: {error}") from None
+        raise EnvelopeError(f"line {len(values) + 1}: {error}") from None
     if "version" not in values:
         raise EnvelopeError("no version")
     for key in _REQUIRED:
