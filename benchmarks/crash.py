@@ -214,9 +214,10 @@ class Daemon:
         """Until nothing is owed. Raises SystemExit when that does not come."""
         deadline = time.monotonic() + DRAIN_S
         with ControlClient(self.socket) as control:
-            while control.stats()["scheduler.envelope"]:
+            control.stats()  # queue answers when it has read its spool, and has told scheduler of all of it
+            while owed := control.stats()["scheduler.envelope"]:
                 if time.monotonic() > deadline:
-                    raise SystemExit(f"{control.stats()['scheduler.envelope']} envelopes are not delivered")
+                    raise SystemExit(f"{owed} envelopes are not delivered")
                 control.ask(Kind.SCHEDULE, 0)  # what failed when its session was killed waits for its retry
                 await asyncio.sleep(0.2)
 

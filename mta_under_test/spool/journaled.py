@@ -208,7 +208,9 @@ class JournaledSpool:
 
     def _writable(self) -> Journal:
         if self._journal is not None and self._journal.damaged:
-            self._rotate()
+            # Kept, and settled no more: its messages are safe for as long as it stands, and the next start replays it.
+            self._kept.append(self._journal)
+            self._journal = None
         if self._journal is None:
             self._last_number += 1
             self._journal = Journal.create(self._directory / f"{self._last_number:08x}")
@@ -370,6 +372,10 @@ class JournaledSpool:
             if self.files.end_update(evpid, keep=evpid in self._updated) and self._updated[evpid] is place:
                 del self._updated[evpid]
         self._renames.clear()
+        if self._kept:
+            # What is replayed with those that are kept must know of the deletions since.
+            self._kept += self._settling
+            self._settling = []
         with self._failures("cannot remove a journal"):
             while self._settling:
                 self._settling[-1].path.unlink(missing_ok=True)
