@@ -20,6 +20,7 @@ from mta_under_test.wire.envelope import Envelope, decode
 
 DEFAULT_SOCKET = Path("/var/run/smtpd.sock")
 READ_BYTES = 1 << 16
+STATES = ("pending", "inflight", "suspend")  # scheduler's, in words
 MONITOR = (  # column, counter, and whether it is a level rather than a count since the last line
     ("clients.cur", "smtp.session", True),
     ("clients.new", "smtp.session.total", False),
@@ -131,7 +132,7 @@ def _show_queue(client: ControlClient, _: str) -> None:
             text = client.ask(Kind.SHOW_ENVELOPE, evpid).text
         except ControlError:
             continue  # delivered since it was listed
-        print(queue_line(evpid, decode(text), in_flight=bool(state), due=due))
+        print(queue_line(evpid, decode(text), state=STATES[state], due=due))
 
 
 def _evpids(client: ControlClient) -> Iterator[tuple[int, int, int]]:
@@ -142,10 +143,9 @@ def _evpids(client: ControlClient) -> Iterator[tuple[int, int, int]]:
         last = rows[-3]
 
 
-def queue_line(evpid: int, envelope: Envelope, *, in_flight: bool, due: int) -> str:
+def queue_line(evpid: int, envelope: Envelope, *, state: str, due: int) -> str:
     family = "inet6" if ":" in envelope.sockaddr else "inet4" if envelope.sockaddr else "local"
-    state = "inflight" if in_flight else "pending"
-    remaining = 0 if in_flight else max(0, due - int(time.time()))
+    remaining = 0 if state == "inflight" else max(0, due - int(time.time()))
     fields = (
         f"{evpid:016x}",
         family,
@@ -257,10 +257,12 @@ VERBS = (
     Verb("log brief", "", _log(0)),
     Verb("log verbose", "", _log(1)),
     Verb("monitor", "", _monitor),
+    Verb("pause envelope", "EVPID|MSGID|all", _administer(Kind.HOLD, "held")),
     Verb("pause mta", "", _pause(Kind.PAUSE, "mta")),
     Verb("pause smtp", "", _pause(Kind.PAUSE, "smtp")),
     Verb("profile", "imsg|queue|all", _watch(Kind.PROFILE)),
     Verb("remove", "EVPID|MSGID|all", _administer(Kind.REMOVE, "removed")),
+    Verb("resume envelope", "EVPID|MSGID|all", _administer(Kind.RELEASE, "released")),
     Verb("resume mta", "", _pause(Kind.RESUME, "mta")),
     Verb("resume smtp", "", _pause(Kind.RESUME, "smtp")),
     Verb("schedule", "EVPID|MSGID|all", _administer(Kind.SCHEDULE, "scheduled")),

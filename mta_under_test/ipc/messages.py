@@ -42,19 +42,23 @@ class Kind(enum.IntEnum):
     COMMIT_MESSAGE = 35  # smtp → queue: request id, msgid; the message, unless a file has it; answered when it
     # survives power loss, with a new msgid
     REMOVE_MESSAGE = 36  # smtp → queue: request id or 0, msgid; answer: a new msgid
-    SUBMIT = 37  # queue → scheduler: (evpid, type, created, expires, tries) for each envelope of a message
+    SUBMIT = 37  # queue → scheduler: (evpid, type, created, expires, tries, last bounce) for each envelope
     # A message on its way out.
     BATCH = 40  # scheduler → queue: type, evpid, …
     EXPIRE = 41  # scheduler → queue: evpid
     DELIVER = 42  # queue → transfer, delivery: evpid; ASCII envelope
     DELIVER_END = 43  # queue → transfer, delivery: the batch is complete
     MESSAGE_FD = 44  # transfer, delivery → queue: request id, msgid; answer with a readable descriptor
-    DELIVERY_OK = 45  # transfer, delivery → queue: evpid; status line
+    DELIVERY_OK = 45  # transfer, delivery → queue: evpid; status line, and on a second one the remote server, if any
     DELIVERY_TEMP = 46  # … and queue → scheduler: evpid, tries
     DELIVERY_PERM = 47
     DELIVERY_LOOP = 48
     ENVELOPE_DONE = 49  # queue → scheduler: evpid, fate: nothing is owed for it any more
     HOSTS = 50  # transfer → lookup: request id, port; `mx NAME` or `host NAME`; answer: ; `preference address` lines
+    # Of queue and scheduler.
+    DELAYED = 100  # scheduler → queue: evpid: its sender is to be warned
+    HOLD = 101  # control → scheduler: request id, evpid or msgid or 0 (all): not tried until released
+    RELEASE = 102  # control → scheduler: the same: tried again
 
 
 KINDS = {int(kind): kind for kind in Kind}  # quicker than the call that an enum offers

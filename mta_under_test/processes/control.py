@@ -28,6 +28,8 @@ FORWARDED = {
     Kind.LIST_EVPIDS: "scheduler",
     Kind.SCHEDULE: "scheduler",
     Kind.REMOVE: "scheduler",
+    Kind.HOLD: "scheduler",
+    Kind.RELEASE: "scheduler",
     Kind.SHOW_ENVELOPE: "queue",
     Kind.SHOW_MESSAGE: "queue",
 }

@@ -23,18 +23,27 @@ from mta_under_test.processes.commits import Commits
 from mta_under_test.processes.process import Process, takes
 from mta_under_test.processes.settling import Settling
 from mta_under_test.spool import CorruptEnvelope, SpoolError, open_store
+from mta_under_test.wire import dsn
 from mta_under_test.wire.envelope import Envelope, decode, msgid_of
 
 logger = logging.getLogger("smtpd")
 
 DELIVERY_OF = {"mta": Delivery.MTA, "mda": Delivery.MDA}
-SUBMIT_ENVELOPES = 400  # that fit into one frame
+SUBMIT_ENVELOPES = 300  # that fit into one frame
+SCHEDULE_NUMBERS = 6  # of each
 ROLE_OF = {Delivery.MTA: "transfer", Delivery.MDA: "delivery"}
 
 
-def schedule_of(evpid: int, envelope: Envelope) -> tuple[int, int, int, int, int]:
+def schedule_of(evpid: int, envelope: Envelope) -> tuple[int, ...]:
     """What scheduler keeps of an envelope."""
-    return evpid, DELIVERY_OF[envelope.type], envelope.ctime, envelope.ctime + envelope.ttl, envelope.retry
+    expires = envelope.ctime + envelope.ttl
+    return evpid, DELIVERY_OF[envelope.type], envelope.ctime, expires, envelope.retry, envelope.last_bounce
+
+
+def _status(message: Message) -> tuple[str, str]:
+    """A result's status line, and the remote server that said it, on a line of its own, if one did."""
+    line, _, remote = message.text.decode(errors="replace").partition("\n")
+    return line, remote
 
 
 class Queue(Process):
@@ -61,15 +70,15 @@ class Queue(Process):
             logger.error("%s; the next start goes on from the journal", error)
 
     def gauges(self) -> dict[str, int]:
-        return {"queue.bounce": self.bounces.pending, "queue.journal": self.spool.unsettled_bytes}
+        return {**self.bounces.gauges(), "queue.journal": self.spool.unsettled_bytes}
 
     def submit(self, owed: Sequence[tuple[int, Envelope]]) -> None:
         """Tell scheduler of a message's envelopes, all safe on disk: together, so that they are tried together."""
         self._schedule([number for evpid, envelope in owed for number in schedule_of(evpid, envelope)])
 
     def _schedule(self, numbers: Sequence[int]) -> None:
-        for start in range(0, len(numbers), 5 * SUBMIT_ENVELOPES):
-            self.tell("scheduler", Kind.SUBMIT, *numbers[start : start + 5 * SUBMIT_ENVELOPES])
+        for start in range(0, len(numbers), SCHEDULE_NUMBERS * SUBMIT_ENVELOPES):
+            self.tell("scheduler", Kind.SUBMIT, *numbers[start : start + SCHEDULE_NUMBERS * SUBMIT_ENVELOPES])
 
     # ---- a message on its way in
 
@@ -189,7 +198,14 @@ class Queue(Process):
 
     @takes(Kind.DELIVERY_OK)
     def delivery_ok(self, peer: str, message: Message) -> None:
-        self.forget(message.integers[0], Fate.DELIVERED)
+        (evpid,) = message.integers
+        text = self._load_text(evpid)
+        if text is not None and b"\ndsn-notify: " in text:
+            envelope = decode(text)
+            if envelope.sender and dsn.wanted("delivered", envelope.dsn_notify):
+                self.bounces.delivered(evpid, envelope, *_status(message))
+                return
+        self.forget(evpid, Fate.DELIVERED)
 
     @takes(Kind.DELIVERY_TEMP)
     def delivery_temp(self, peer: str, message: Message) -> None:
@@ -198,7 +214,7 @@ class Queue(Process):
             return
         envelope.retry += 1
         envelope.last_try = int(time.time())
-        envelope.errorline = message.text.decode(errors="replace")
+        envelope.errorline, _ = _status(message)
         try:
             self.spool.update(evpid, envelope)
         except SpoolError as error:
@@ -208,32 +224,36 @@ class Queue(Process):
 
     @takes(Kind.DELIVERY_PERM)
     def delivery_perm(self, peer: str, message: Message) -> None:
-        self._fail(message.integers[0], message.text.decode(errors="replace"), Fate.FAILED)
+        self._fail(message.integers[0], *_status(message), Fate.FAILED)
 
     @takes(Kind.DELIVERY_LOOP)
     def delivery_loop(self, peer: str, message: Message) -> None:
-        self._fail(message.integers[0], "554 5.4.6 Routing loop detected", Fate.LOOPED)
+        self._fail(message.integers[0], "554 5.4.6 Routing loop detected", "", Fate.LOOPED)
 
     @takes(Kind.EXPIRE)
     def expire(self, peer: str, message: Message) -> None:
         (evpid,) = message.integers
         if (envelope := self._load(evpid)) is not None:
             last = f" (last error: {envelope.errorline})" if envelope.errorline else ""
-            self._fail(evpid, f"554 5.4.7 Delivery time expired{last}", Fate.EXPIRED)
+            self._fail(evpid, f"554 5.4.7 Delivery time expired{last}", "", Fate.EXPIRED)
+
+    @takes(Kind.DELAYED)
+    def delayed(self, peer: str, message: Message) -> None:
+        """A warning is due (`bounce warn-interval`)."""
+        (evpid,) = message.integers
+        try:
+            envelope = self.spool.envelope(evpid)
+        except SpoolError:
+            return  # it is on its way out; scheduler is told when that is done
+        self.bounces.delayed(evpid, envelope)
 
     @takes(Kind.REMOVE)
     def remove(self, peer: str, message: Message) -> None:
         self.forget(message.integers[0], Fate.REMOVED)
 
-    def _fail(self, evpid: int, status_line: str, fate: Fate) -> None:
-        if (envelope := self._load(evpid)) is None:
-            return
-        if envelope.sender:
-            self.bounces.add(evpid, envelope, status_line, fate)
-        else:
-            # Nobody to tell: a bounce is never bounced (RFC 5321 §6.1).
-            logger.info("%016x: bounce to <%s> failed: %s", evpid, envelope.rcpt, status_line)
-            self.forget(evpid, fate)
+    def _fail(self, evpid: int, status_line: str, remote: str, fate: Fate) -> None:
+        if (envelope := self._load(evpid)) is not None:
+            self.bounces.failed(evpid, envelope, status_line, remote, fate)
 
     def forget(self, evpid: int, fate: Fate) -> None:
         """Nothing is owed for this envelope any more."""

@@ -2,8 +2,9 @@
 
 Owns: one small entry for every envelope that is owed: evpid, when it was made, when it expires, how often it was tried.
 Never: sees an envelope's text, touches the disk.
-Takes: SUBMIT, DELIVERY_TEMP, ENVELOPE_DONE from queue; LIST_EVPIDS, SCHEDULE, REMOVE, PAUSE, RESUME from control.
-Sends: BATCH, EXPIRE, REMOVE to queue.
+Takes: SUBMIT, DELIVERY_TEMP, ENVELOPE_DONE from queue; LIST_EVPIDS, SCHEDULE, REMOVE, HOLD,
+RELEASE, PAUSE, RESUME from control.
+Sends: BATCH, EXPIRE, DELAYED, REMOVE to queue.
 """
 
 from __future__ import annotations
@@ -20,12 +21,14 @@ from mta_under_test.processes.process import Process, takes
 
 BATCH_ENVELOPES = 1024
 RETRY_BASE_S = {Delivery.MTA: 800, Delivery.MDA: 10}  # BACKOFF_TRANSFER, BACKOFF_DELIVERY of scheduler_ramqueue.c
+DELIVERIES = {int(delivery): delivery for delivery in Delivery}  # quicker than the call, and one object for all
 LIST_ENVELOPES = 256  # entries in one answer to LIST_EVPIDS
 
 
 class State(enum.IntEnum):
     PENDING = 0
     IN_FLIGHT = 1
+    HELD = 2
 
 
 _FATES = {
@@ -43,14 +46,15 @@ def next_try(created: int, tries: int, base_s: int) -> int:
 
 
 class Entry:
-    __slots__ = ("created", "delivery", "evpid", "expires", "next", "removing", "state", "tries")
+    __slots__ = ("created", "delivery", "evpid", "expires", "next", "removing", "state", "tries", "warned")
 
-    def __init__(self, evpid: int, delivery: Delivery, created: int, expires: int, tries: int) -> None:
+    def __init__(self, evpid: int, delivery: Delivery, created: int, expires: int, tries: int, warned: int = 0) -> None:
         self.evpid = evpid
         self.delivery = delivery
         self.created = created
         self.expires = expires
         self.tries = tries
+        self.warned = warned  # when its sender was last told of the delay
         self.next = created if tries == 0 else next_try(created, tries, RETRY_BASE_S[delivery])
         self.state = State.PENDING
         self.removing = False  # asked for while it was in flight
@@ -65,6 +69,7 @@ class Scheduler(Process):
         self._in_flight = 0
         self._paused: set[Delivery] = set()
         self._timer: asyncio.Handle | None = None
+        self._warn_after_s = sorted(self.config.bounce_warn_s)
 
     async def finish(self) -> None:
         if self._timer is not None:
@@ -86,10 +91,10 @@ class Scheduler(Process):
 
     @takes(Kind.SUBMIT)
     def submit(self, peer: str, message: Message) -> None:
-        """A message's envelopes, five numbers each."""
+        """A message's envelopes, six numbers each."""
         numbers = iter(message.integers)
-        for evpid, delivery, created, expires, tries in zip(*(numbers,) * 5, strict=True):
-            entry = self._entries[evpid] = Entry(evpid, Delivery(delivery), created, expires, tries)
+        for evpid, delivery, *times in zip(*(numbers,) * 6, strict=True):
+            entry = self._entries[evpid] = Entry(evpid, DELIVERIES[delivery], *times)
             self.stats["scheduler.envelope.incoming"] += 1
             self._wait(entry)
         self._wake()
@@ -126,7 +131,7 @@ class Scheduler(Process):
     def resume(self, peer: str, message: Message) -> None:
         self._paused.discard(Delivery[message.text.decode().upper()])
         for entry in self._entries.values():
-            if entry.state is State.PENDING:
+            if entry.state is State.PENDING and entry.next <= time.time():
                 self._wait(entry)
         self._wake()
 
@@ -164,6 +169,27 @@ class Scheduler(Process):
                 self._remove(entry)
         self.answer(peer, request, len(chosen))
 
+    @takes(Kind.HOLD)
+    def hold(self, peer: str, message: Message) -> None:
+        """Not tried until it is released; it expires, and its sender is warned, as ever. In flight it stays so."""
+        request, which = message.integers
+        chosen = [entry for entry in self._chosen(which) if entry.state is State.PENDING]
+        for entry in chosen:
+            entry.state = State.HELD
+            self._wait(entry)
+        self._wake()
+        self.answer(peer, request, len(chosen))
+
+    @takes(Kind.RELEASE)
+    def release(self, peer: str, message: Message) -> None:
+        request, which = message.integers
+        chosen = [entry for entry in self._chosen(which) if entry.state is State.HELD]
+        for entry in chosen:
+            entry.state = State.PENDING
+            self._wait(entry)
+        self._wake()
+        self.answer(peer, request, len(chosen))
+
     def _chosen(self, which: int) -> list[Entry]:
         """All (0), one message's (a number of 32 bits), or one envelope."""
         if which >> 32:
@@ -176,8 +202,21 @@ class Scheduler(Process):
 
     # ---- the clock
 
+    def _due_at(self, entry: Entry) -> int:
+        """When something is to be done about it: a try, a warning, or the end."""
+        due = min(entry.expires, self._warning(entry))
+        waits = entry.state is State.HELD or entry.delivery in self._paused
+        return due if waits else min(due, entry.next)
+
+    def _warning(self, entry: Entry) -> int:
+        """When its sender is to be told of the delay: once for each interval, the earliest that he was not told of."""
+        for after_s in self._warn_after_s:
+            if entry.created + after_s > entry.warned:
+                return entry.created + after_s
+        return entry.expires
+
     def _wait(self, entry: Entry) -> None:
-        heapq.heappush(self._due, (min(entry.next, entry.expires), entry.evpid))
+        heapq.heappush(self._due, (self._due_at(entry), entry.evpid))
 
     def _landed(self, entry: Entry) -> None:
         entry.state = State.PENDING
@@ -199,15 +238,21 @@ class Scheduler(Process):
         while self._due and self._due[0][0] <= now:
             due, evpid = heapq.heappop(self._due)
             entry = self._entries.get(evpid)
-            if entry is None or entry.state is not State.PENDING or due < min(entry.next, entry.expires):
+            if entry is None or entry.state is State.IN_FLIGHT or due < self._due_at(entry):
                 continue  # stale: removed, on its way, or put off since
             if entry.expires <= now:
                 self._fly(entry)
                 self.trace("scheduler", f"{evpid:016x} expired")
                 self.tell("queue", Kind.EXPIRE, evpid)
-            elif entry.delivery not in self._paused:
+                continue
+            if self._warning(entry) <= now:
+                entry.warned = now
+                self.tell("queue", Kind.DELAYED, evpid)
+            if entry.state is State.PENDING and entry.next <= now and entry.delivery not in self._paused:
                 self._fly(entry)
                 batches[entry.delivery].append(evpid)
+            else:
+                self._wait(entry)
         for delivery, evpids in batches.items():
             for start in range(0, len(evpids), BATCH_ENVELOPES):
                 batch = evpids[start : start + BATCH_ENVELOPES]

@@ -134,7 +134,7 @@ class Session:
             reply = await self._command(self.machine.rcpt(address))
             if not reply.positive:
                 del task.recipients[evpid]
-                transfer.result(evpid, failure(reply), str(reply))
+                transfer.result(evpid, failure(reply), str(reply), self.route.host.address)
         if not task.recipients:
             await self._reset(task)
             return
@@ -147,11 +147,13 @@ class Session:
         reply = await self._command(self.machine.end_of_data())
         if reply.positive:
             self.accepted += 1
-        self._flush(task, Kind.DELIVERY_OK if reply.positive else failure(reply), str(reply))
+        self.release_message()
+        kind = Kind.DELIVERY_OK if reply.positive else failure(reply)
+        transfer.results(task, kind, str(reply), self.route.host.address)
 
     async def _refused(self, task: Task, reply: Reply) -> None:
         """MAIL or DATA was refused, and with it every recipient."""
-        self.transfer.results(task, failure(reply), str(reply))
+        self.transfer.results(task, failure(reply), str(reply), self.route.host.address)
         await self._reset(task)
 
     async def _reset(self, task: Task) -> None:

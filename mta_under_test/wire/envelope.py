@@ -16,8 +16,9 @@ import msgspec
 VERSION = 1
 
 Type = Literal["mta", "mda", "bounce"]
+Return = Literal["", "FULL", "HDRS"]
 BounceType = Literal["", "failed", "delayed", "delivered"]
-FLAGS = ("authenticated", "bounce", "internal")
+FLAGS = ("authenticated", "bounce", "internal", "smtputf8")
 
 
 class EnvelopeError(Exception):
@@ -47,6 +48,10 @@ class Envelope(msgspec.Struct, kw_only=True, gc=False):
     ttl: int
     retry: int = 0  # tries that failed
     flags: frozenset[str] = frozenset()  # of FLAGS
+    dsn_notify: int = 0  # reports that the sender asked for (RFC 3461): bits of wire.command.NOTIFY
+    dsn_ret: Return = ""  # how much of the message they return
+    dsn_envid: str = ""  # the sender's name for the transaction, in xtext
+    dsn_orcpt: str = ""  # the recipient as the sender first named it: type;xtext
     esc_class: int = 0  # enhanced status code of the last failure (RFC 3463): class, and subject.detail as one number
     esc_code: int = 0
     bounce_type: BounceType = ""
@@ -71,6 +76,10 @@ _KEYS = (
     "ttl",
     "retry",
     "flags",
+    "dsn-notify",
+    "dsn-ret",
+    "dsn-envid",
+    "dsn-orcpt",
     "esc-class",
     "esc-code",
     "bounce-type",
@@ -81,11 +90,16 @@ _KEYS = (
     "dest",
 )
 _NAMES = {key: key.replace("-", "_") for key in _KEYS}
-_NUMBERS = {"ctime", "last-try", "last-bounce", "ttl", "retry", "esc-class", "esc-code", "bounce-delay", "bounce-ttl"}
-_CHOICES: dict[str, tuple[str, ...]] = {"type": get_args(Type), "bounce-type": get_args(BounceType)}
-_TEXTS = frozenset(_KEYS) - _NUMBERS - {*_CHOICES, "flags"}
+_NUMBERS = {"ctime", "last-try", "last-bounce", "ttl", "retry", "dsn-notify", "esc-class", "esc-code"}
+_NUMBERS |= {"bounce-delay", "bounce-ttl"}
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "type": get_args(Type),
+    "bounce-type": get_args(BounceType),
+    "dsn-ret": get_args(Return),
+}
 _REQUIRED = ("type", "ctime", "ttl", "rcpt", "dest")
 _MAX_NUMBER = (1 << 63) - 1  # time_t
+_TEXTS = frozenset(_KEYS) - _NUMBERS - {*_CHOICES, "flags"}
 
 _PLAIN = re.compile(r"[ -\[\]-~]*")  # printable ASCII without the backslash
 _ESCAPED = re.compile(
