@@ -1,4 +1,4 @@
-"""A remote server that keeps what it is given, so that a test can read it; answers as told by the recipient's address."""
+"""A remote server that keeps what it is given, so that a test can read it; it refuses whom it is told to refuse."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from types import TracebackType
 
 
 class Mailbox:
-    """`refusing.refusals`: what RCPT to a local part is answered with; the rest is accepted."""
+    """`refusals`: what RCPT to a local part is answered with; the rest is accepted."""
 
     def __init__(self) -> None:
         self.messages: list[bytes] = []
