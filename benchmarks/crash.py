@@ -176,16 +176,24 @@ class Daemon:
         self.port = int(text.split(" port ", 1)[1].split()[0])
 
     def pids(self) -> dict[str, int]:
-        """By role. Whoever has not got as far as its name is left out."""
+        """By role."""
         found = {"parent": self.process.pid}
         for pid in Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split():
             title = Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").decode()
-            if title.startswith("smtpd: "):
-                found[title.removeprefix("smtpd: ")] = int(pid)
+            found[title.removeprefix("smtpd: ")] = int(pid)
         return found
 
+    async def _named(self) -> dict[str, int]:
+        """The same, once every process has got as far as to take its name: until then we would not know whom we kill."""
+        deadline = time.monotonic() + START_S
+        while not set(ROLES) <= (pids := self.pids()).keys():
+            if time.monotonic() > deadline:
+                raise SystemExit(f"there is only {', '.join(pids)}")
+            await asyncio.sleep(0.005)
+        return pids
+
     async def crash(self, what: str, random: Random) -> None:
-        pids = self.pids()
+        pids = await self._named()
         if what.startswith("power"):
             for pid in pids.values():
                 os.kill(pid, signal.SIGSTOP)
@@ -222,7 +230,7 @@ class Daemon:
                 await asyncio.sleep(0.2)
 
     async def stop(self) -> None:
-        pids = self.pids()
+        pids = await self._named()
         try:
             with ControlClient(self.socket) as control:
                 control.ask(Kind.SHUTDOWN)
