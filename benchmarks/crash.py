@@ -184,7 +184,7 @@ class Daemon:
         return found
 
     async def _named(self) -> dict[str, int]:
-        """The same, once every process has got as far as to take its name: until then we would not know whom we kill."""
+        """The same, once every process has taken its name: until then we would not know whom we kill."""
         deadline = time.monotonic() + START_S
         while not set(ROLES) <= (pids := self.pids()).keys():
             if time.monotonic() > deadline:
