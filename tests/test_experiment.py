@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 import time
@@ -160,7 +159,7 @@ def test_an_interrupt_keeps_what_is_known(tmp_path: Path) -> None:
 
     def interrupt(text: str) -> None:
         if text.startswith("dose: 40"):
-            threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)).start()
+            signal.raise_signal(signal.SIGINT)
 
     run.on_progress = interrupt
     record = run()

@@ -64,7 +64,7 @@ def load(name: str) -> Defect:
     wanted = name.replace("_", "-")
     if wanted not in known:
         near = difflib.get_close_matches(wanted, known, 1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = f"; did you mean {near[0]}?" if near else "."
         raise DefectError(f"no defect called {name!r}{hint} There is: {', '.join(known)}")
     module = importlib.import_module(f"{__name__}.{wanted.replace('-', '_')}")
     defect: Defect = module.DEFECT

@@ -28,7 +28,7 @@ class Kind(enum.IntEnum):
     RESUME = 17  # ; mta | smtp
     SHUTDOWN = 18  # control → parent
     # Queue administration, from control.
-    LIST_EVPIDS = 20  # → scheduler: request id, after; answer: last, evpid, state, next try, …
+    LIST_EVPIDS = 20  # → scheduler: request id, after; answer: evpid, state, next try, …
     SHOW_ENVELOPE = 21  # → queue: request id, evpid; answer: ; ASCII envelope
     SHOW_MESSAGE = 22  # → queue: request id, evpid or msgid; answer with the message's descriptor
     SCHEDULE = 23  # → scheduler: request id, evpid or msgid or 0 (all)
@@ -54,11 +54,33 @@ class Kind(enum.IntEnum):
     DELIVERY_PERM = 47
     DELIVERY_LOOP = 48
     ENVELOPE_DONE = 49  # queue → scheduler: evpid, fate: nothing is owed for it any more
-    HOSTS = 50  # transfer → lookup: request id, port; `mx NAME` or `host NAME`; answer: ; `preference address` lines
+    # Local delivery, tables and configuration.
+    FORWARD_OPEN = 80  # lookup → parent: request id, uid, gid; name, NUL, home; answer: its ~/.forward, if there is one
+    FORK_MDA = 81  # delivery → parent: job; the job as JSON; its standard input, after MDA_OUTPUT with the same number
+    MDA_OUTPUT = 82  # delivery → parent: job; with its standard output and error
+    MDA_DONE = 83  # parent → delivery: job, how it ended (processes.mda.End), code; reason
+    USERINFO = 84  # delivery → lookup: request id; action, NUL, user; answer: uid, gid; name, NUL, home
+    OPEN = (
+        85  # lookup, delivery → parent: request id; `table NAME`, `new-table NAME`, `lmtp ACTION`; answer: descriptor
+    )
+    UPDATE_TABLE = 86  # control → lookup: request id; the table's name
+    RELOAD = 87  # control → parent: request id
+    CONFIG = 88  # parent → every process: request id; with the descriptor of the new configuration, encoded
+    LISTENER = 89  # parent → smtp, before CONFIG: index of the listener; with its socket
+    HOSTS = 50  # transfer → lookup: request id; `mx|backup|host NAME [OURS]`; answer: ; lines of wire.exchange
+    # Routes: what transfer holds back, what smtpctl asks about it, tables that it needs.
+    DELIVERY_HOLD = 90  # transfer → queue → scheduler: relay id, evpid, …
+    HOLDQ_RELEASE = 91  # transfer → queue → scheduler: relay id, how many (0: all)
+    RESCHEDULE = 92  # transfer → queue → scheduler: evpid, …: their host works again
+    SHOW_MTA = 93  # → transfer: request id, first line; hosts, hoststats, relays or routes; answer: how many; lines
+    RESUME_ROUTE = 94  # → transfer: request id, route id or 0 (all); answer: how many
+    PAUSE_ENVELOPE = 95  # → scheduler: request id, evpid or msgid; answer: how many
+    RESUME_ENVELOPE = 96  # → scheduler: request id, evpid or msgid; answer: how many
+    DISCOVER = 97  # → queue: request id, evpid or msgid; answer: how many. → scheduler: …, evpids; answer: the new ones
+    TABLE_VALUE = 98  # → lookup: request id; `TABLE KEY`; answer: is there one; value
+    TABLE_KEYS = 99  # → lookup: request id; TABLE; answer: ; keys, a line each
     # Of queue and scheduler.
     DELAYED = 100  # scheduler → queue: evpid: its sender is to be warned
-    HOLD = 101  # control → scheduler: request id, evpid or msgid or 0 (all): not tried until released
-    RELEASE = 102  # control → scheduler: the same: tried again
 
 
 KINDS = {int(kind): kind for kind in Kind}  # quicker than the call that an enum offers

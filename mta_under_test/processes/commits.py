@@ -74,7 +74,7 @@ class Commits:
             failure = None
             began = time.perf_counter()
             try:
-                self._queue.spool.sync(batch)
+                self._queue.untimed.sync(batch)
             except SpoolError as error:
                 failure = error
             took_ms = (time.perf_counter() - began) * 1e3
@@ -86,7 +86,7 @@ class Commits:
         spool = self._queue.spool
         if failure is None:
             spool.finish(batch)
-            self._queue.profile("queue", f"commit of {len(batch.msgids)} messages {took_ms:.3f} ms")
+            self._queue.profile("queue", f"message_commit {took_ms:.3f} ms ({len(batch.msgids)} messages)")
             self._queue.committed(batch.msgids)
             for done in dones:
                 done(None)

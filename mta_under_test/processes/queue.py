@@ -3,8 +3,10 @@
 Owns: the spool, the commits, the bounces. Hands out descriptors of messages (SCM_RIGHTS).
 Never: keeps a schedule, speaks SMTP.
 Takes: CREATE_MESSAGE, OPEN_MESSAGE, COMMIT_MESSAGE, REMOVE_MESSAGE from smtp; SUBMIT_ENVELOPE, COMMIT_ENVELOPES from
-lookup; BATCH, EXPIRE, REMOVE from scheduler; MESSAGE_FD and DELIVERY_* from transfer and delivery; SHOW_* from control.
-Sends: SUBMIT, DELIVERY_TEMP, ENVELOPE_DONE to scheduler; DELIVER to transfer and delivery; EXPAND to lookup.
+lookup; BATCH, EXPIRE, REMOVE from scheduler; MESSAGE_FD and DELIVERY_* from transfer and delivery;
+HOLDQ_RELEASE, RESCHEDULE from transfer; SHOW_*, DISCOVER from control.
+Sends: SUBMIT, DELIVERY_TEMP, ENVELOPE_DONE, DELIVERY_HOLD, HOLDQ_RELEASE, RESCHEDULE, DISCOVER to scheduler;
+DELIVER to transfer and delivery; EXPAND to lookup.
 """
 
 from __future__ import annotations
@@ -21,8 +23,9 @@ from mta_under_test.ipc.messages import Delivery, Fate, Kind
 from mta_under_test.processes.bounces import Bounces
 from mta_under_test.processes.commits import Commits
 from mta_under_test.processes.process import Process, takes
+from mta_under_test.processes.queue_profile import timed
 from mta_under_test.processes.settling import Settling
-from mta_under_test.spool import CorruptEnvelope, SpoolError, open_store
+from mta_under_test.spool import CorruptEnvelope, SpoolError, Store, open_store
 from mta_under_test.wire import dsn
 from mta_under_test.wire.envelope import Envelope, decode, msgid_of
 
@@ -51,7 +54,8 @@ class Queue(Process):
     new_work_from = ("smtp",)
 
     async def start(self) -> None:
-        self.spool = open_store(self.queue_backend, self.spool_root, compress=self.config.queue_compression)
+        self.untimed = open_store(self.queue_backend, self.spool_root, compress=self.config.queue_compression)
+        self.spool: Store = self.untimed
         self.bounces = Bounces(self)
         self.commits = Commits(self)
         self.settling = Settling(self)
@@ -71,6 +75,10 @@ class Queue(Process):
 
     def gauges(self) -> dict[str, int]:
         return {**self.bounces.gauges(), "queue.journal": self.spool.unsettled_bytes}
+
+    def profiling_changed(self) -> None:
+        watched = "queue" in self.profiling
+        self.spool = timed(self.untimed, lambda line: self.profile("queue", line)) if watched else self.untimed
 
     def submit(self, owed: Sequence[tuple[int, Envelope]]) -> None:
         """Tell scheduler of a message's envelopes, all safe on disk: together, so that they are tried together."""
@@ -179,14 +187,10 @@ class Queue(Process):
     def batch(self, peer: str, message: Message) -> None:
         delivery, *evpids = message.integers
         role = ROLE_OF[Delivery(delivery)]
-        began = time.perf_counter()
         for evpid in evpids:
             if (text := self._load_text(evpid)) is not None:
                 self.tell(role, Kind.DELIVER, evpid, text=text)
         self.tell(role, Kind.DELIVER_END)
-        if "queue" in self.profiling:
-            took_ms = (time.perf_counter() - began) * 1e3
-            self.profile("queue", f"load of {len(evpids)} envelopes {took_ms:.3f} ms")
 
     @takes(Kind.MESSAGE_FD)
     def message_fd(self, peer: str, message: Message) -> None:
@@ -229,6 +233,11 @@ class Queue(Process):
     @takes(Kind.DELIVERY_LOOP)
     def delivery_loop(self, peer: str, message: Message) -> None:
         self._fail(message.integers[0], "554 5.4.6 Routing loop detected", "", Fate.LOOPED)
+
+    @takes(Kind.DELIVERY_HOLD, Kind.HOLDQ_RELEASE, Kind.RESCHEDULE)
+    def pass_on(self, peer: str, message: Message) -> None:
+        """Between transfer and scheduler, which do not know each other."""
+        self.tell("scheduler", message.kind, *message.integers)
 
     @takes(Kind.EXPIRE)
     def expire(self, peer: str, message: Message) -> None:
@@ -281,6 +290,26 @@ class Queue(Process):
         return None
 
     # ---- for smtpctl
+
+    @takes(Kind.DISCOVER)
+    def discover(self, peer: str, message: Message) -> None:
+        """Schedule envelopes that were put into the spool by hand."""
+        request, which = message.integers
+        self.spawn(self._discover(peer, request, which), f"discover {which:x}")
+
+    async def _discover(self, peer: str, request: int, which: int) -> None:
+        try:
+            evpids = [which] if which >> 32 else self.spool.envelopes(which)
+            found = {evpid: self.spool.envelope(evpid) for evpid in evpids}
+            news: list[int] = []
+            for start in range(0, len(evpids), SUBMIT_ENVELOPES):
+                answer = await self.ask("scheduler", Kind.DISCOVER, *evpids[start : start + SUBMIT_ENVELOPES])
+                news += answer.integers[1:]
+        except SpoolError as error:
+            self.refuse(peer, request, str(error))
+            return
+        self.submit([(evpid, found[evpid]) for evpid in news])
+        self.answer(peer, request, len(news))
 
     @takes(Kind.SHOW_ENVELOPE)
     def show_envelope(self, peer: str, message: Message) -> None:

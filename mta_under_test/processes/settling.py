@@ -69,7 +69,7 @@ class Settling:
         def wait() -> None:
             failure = None
             try:
-                self._queue.spool.sync_settled()
+                self._queue.untimed.sync_settled()
             except SpoolError as error:
                 failure = error
             loop.call_soon_threadsafe(_tell, over, failure)

@@ -2,7 +2,8 @@
 
 Owns: the listening sockets, the sessions, and while a message arrives its writable descriptor.
 Never: opens a spool file itself, decides who may send to whom (lookup does), keeps a message (queue does).
-Takes: PAUSE, RESUME.   Sends: CREATE_MESSAGE, OPEN_MESSAGE, COMMIT_MESSAGE, REMOVE_MESSAGE to queue; EXPAND to lookup.
+Takes: PAUSE, RESUME; LISTENER, CONFIG from parent.
+Sends: CREATE_MESSAGE, OPEN_MESSAGE, COMMIT_MESSAGE, REMOVE_MESSAGE to queue; EXPAND to lookup.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ import os
 import socket
 from typing import ClassVar
 
-from mta_under_test.config import Listener
+from mta_under_test.config import Config, Listener
 from mta_under_test.ipc.channel import Message
 from mta_under_test.ipc.messages import Kind
+from mta_under_test.processes.listening import keep
 from mta_under_test.processes.process import Process, Sockets, Start, takes
 from mta_under_test.processes.smtp_session import Session
 from mta_under_test.processes.transaction import MessageIds
@@ -36,10 +38,8 @@ class Smtp(Process):
         super().__init__(start, sockets)
         self.sessions: set[Session] = set()
         self.message_ids = MessageIds(self)
-        config = start.config
-        self.limits = Limits(
-            message_bytes=config.max_message_bytes, recipients=config.max_rcpt, messages=config.max_mails
-        )
+        self.limits = limits_of(start.config)
+        self._arrived: dict[int, socket.socket] = {}  # new listeners' sockets, by index, until CONFIG comes
         self._listening = list(start.smtp)
         self._accepting = False
         self._paused = False
@@ -52,11 +52,33 @@ class Smtp(Process):
 
     async def finish(self) -> None:
         self._accept_off()
-        for _, sock in self._listening:
+        for sock in (*(sock for _, sock in self._listening), *self._arrived.values()):
             sock.close()
 
     def gauges(self) -> dict[str, int]:
         return {"smtp.session": len(self.sessions), "smtp.paused": int(self._paused)}
+
+    @takes(Kind.LISTENER)
+    def listener(self, peer: str, message: Message) -> None:
+        descriptor = message.take_descriptor()
+        if descriptor is None:
+            self.fatal("a listener without its socket")
+        self._arrived[message.integers[0]] = socket.socket(fileno=descriptor)
+
+    async def configure(self, config: Config) -> None:
+        """Listeners that stay keep their sockets, and who waits in them; sessions go on as they began."""
+        await super().configure(config)
+        self.limits = limits_of(config)
+        self._accept_off()
+        old, self._listening = self._listening, []
+        kept = keep([listener for listener, _ in old], config.listeners)
+        for index, (listener, before) in enumerate(zip(config.listeners, kept, strict=True)):
+            sock = self._arrived.pop(index) if before is None else old[before][1]
+            self._listening.append((listener, sock))
+        for index, (_, sock) in enumerate(old):
+            if index not in kept:
+                sock.close()
+        self._accept_on()
 
     @takes(Kind.PAUSE)
     def pause(self, peer: str, message: Message) -> None:
@@ -96,7 +118,7 @@ class Smtp(Process):
 
     def _accept(self, listener: Listener, sock: socket.socket) -> None:
         try:
-            connection, _ = sock.accept()
+            connection, source = sock.accept()
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
                 # A listening socket stays readable: without a pause this would spin (Stalwart aad2cbcd).
@@ -109,4 +131,8 @@ class Smtp(Process):
         session = self.session_class(self, listener, next(self._session_ids))
         self.sessions.add(session)
         self.stats["smtp.session.total"] += 1
-        self.spawn(session.run(connection), f"smtp session {session.id:016x}")
+        self.spawn(session.run(connection, source[:2]), f"smtp session {session.id:016x}")
+
+
+def limits_of(config: Config) -> Limits:
+    return Limits(message_bytes=config.max_message_bytes, recipients=config.max_rcpt, messages=config.max_mails)

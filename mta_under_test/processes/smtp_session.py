@@ -37,13 +37,15 @@ class Session:
         self.smtp = smtp
         self.listener = listener
         self.hostname = listener.hostname or smtp.config.hostname
-        self.stream = Stream(SESSION_TIMEOUT_S)
+        self.stream = Stream(SESSION_TIMEOUT_S, smtp.trace_io)
         self.machine = ServerMachine(smtp.limits)
         self.transaction: Transaction | None = None
         self.hello = ""
         self.extended = False
 
-    async def run(self, connection: socket.socket) -> None:
+    async def run(self, connection: socket.socket, source: tuple[str, int]) -> None:
+        """`source`: address and port of the client, as accept(2) gave them; it may be gone by now."""
+        self.stream.peer = source
         try:
             await asyncio.get_running_loop().connect_accepted_socket(lambda: self.stream, connection)
         except OSError:

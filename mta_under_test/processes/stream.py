@@ -7,6 +7,7 @@ million commands fills its own socket buffer and not our memory.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import cast
 
 _WRITE_HIGH_BYTES = 1 << 18
@@ -19,8 +20,10 @@ class StreamTimeout(Exception):
 class Stream(asyncio.Protocol):
     """`receive` waits for bytes (b"" is end of file); `write` never waits, `drain` does. Both are for one coroutine."""
 
-    def __init__(self, timeout_s: float) -> None:
+    def __init__(self, timeout_s: float, trace: Callable[[str, str, int], None] | None = None) -> None:
+        """`trace` is told of all that comes and goes: the peer, what it is, and how many bytes."""
         self.timeout_s = timeout_s
+        self._trace = trace
         self.peer: tuple[str, int] = ("", 0)
         self.local: tuple[str, int] = ("", 0)
         self._loop = asyncio.get_running_loop()
@@ -42,9 +45,7 @@ class Stream(asyncio.Protocol):
     async def receive(self) -> bytes:
         """All bytes that have arrived; b"" once the peer has ended. Raises StreamTimeout."""
         if not self._arrived and not self._ended:
-            if self._paused and self._transport is not None and not self._transport.is_closing():
-                self._paused = False
-                self._transport.resume_reading()
+            self._read_on()
             self._reader = self._loop.create_future()
             try:
                 await self._within(self._reader)
@@ -54,8 +55,28 @@ class Stream(asyncio.Protocol):
         self._arrived.clear()
         return data
 
+    async def idle(self, seconds: float) -> bool:
+        """Wait until `interrupt`, but not longer. False when the peer ended or spoke, which nobody asked it to."""
+        if not self._arrived and not self._ended:
+            self._read_on()
+            self._reader = self._loop.create_future()
+            timer = self._loop.call_later(seconds, _wake, self._reader)
+            try:
+                await self._reader
+            finally:
+                timer.cancel()
+                self._reader = None
+        return not self._arrived and not self._ended
+
+    def interrupt(self) -> None:
+        """End `idle`."""
+        if self._reader is not None:
+            _wake(self._reader)
+
     def write(self, data: bytes) -> None:
         if self._transport is not None and not self._transport.is_closing():
+            if self._trace is not None:
+                self._trace(self.peer[0], "out", len(data))
             self._transport.write(data)
 
     async def drain(self) -> None:
@@ -78,6 +99,11 @@ class Stream(asyncio.Protocol):
         self._forget_timer()
         if self._transport is not None:
             self._transport.abort()
+
+    def _read_on(self) -> None:
+        if self._paused and self._transport is not None and not self._transport.is_closing():
+            self._paused = False
+            self._transport.resume_reading()
 
     async def _within(self, future: asyncio.Future[None]) -> None:
         self._awaited = future
@@ -109,10 +135,13 @@ class Stream(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         self._transport.set_write_buffer_limits(high=_WRITE_HIGH_BYTES)
-        self.peer = transport.get_extra_info("peername")[:2]
-        self.local = transport.get_extra_info("sockname")[:2]
+        # A peer that has reset the connection by now has no name any more (getpeername(2), ENOTCONN).
+        self.peer = (transport.get_extra_info("peername") or self.peer)[:2]
+        self.local = (transport.get_extra_info("sockname") or self.local)[:2]
 
     def data_received(self, data: bytes) -> None:
+        if self._trace is not None:
+            self._trace(self.peer[0], "in", len(data))
         self._arrived.append(data)
         if self._reader is not None:
             _wake(self._reader)
@@ -132,6 +161,8 @@ class Stream(asyncio.Protocol):
         self._ended = True
         self._transport = None
         self._forget_timer()
+        if self._trace is not None:
+            self._trace(self.peer[0], "closed", 0)
         for future in (self._reader, self._writable):
             if future is not None:
                 _wake(future)

@@ -125,3 +125,13 @@ def _unexpected(text: str, at: int, where: str) -> str:
 
 def _quoted(local: str) -> str:
     return '"' + re.sub(r'(["\\])', r"\\\1", local) + '"'
+
+
+def split_address(text: str) -> tuple[str, str]:
+    """Local part without its quotes, and domain ("" for the bare postmaster), of text that was parsed before."""
+    local, at, domain = text.rpartition("@")
+    if not at:
+        local, domain = domain, ""
+    if local.startswith('"'):
+        local = re.sub(r"\\(.)", r"\1", local[1:-1])
+    return local, domain

@@ -1,4 +1,5 @@
-"""The client's side of SMTP (RFC 5321), without I/O: commands out as bytes, bytes in, replies matched to commands.
+"""The client's side of SMTP (RFC 5321) and LMTP (RFC 2033), without I/O: commands out as bytes, bytes in,
+replies matched to commands.
 
 Owns: which command each reply answers (first in, first out, so that commands may be pipelined), and the
 extensions that the server offers. Never: decides what a refusal means, or waits.
@@ -42,6 +43,10 @@ class ClientMachine:
     def ehlo(self, name: str) -> bytes:
         return self._command("EHLO", f"EHLO {name}")
 
+    def lhlo(self, name: str) -> bytes:
+        """LMTP's greeting (RFC 2033 §4.1)."""
+        return self._command("LHLO", f"LHLO {name}")
+
     def helo(self, name: str) -> bytes:
         return self._command("HELO", f"HELO {name}")
 
@@ -68,11 +73,11 @@ class ClientMachine:
         self._require_data()
         return self._stuffing.put(chunk)
 
-    def end_of_data(self) -> bytes:
-        """Ends the message, with the CRLF that its last line may lack."""
+    def end_of_data(self, replies: int = 1) -> bytes:
+        """Ends the message, with the CRLF that its last line may lack. LMTP has a reply for each recipient."""
         self._require_data()
         self._in_data = False
-        self._pending.append("end")
+        self._pending.extend(["end"] * replies)
         return self._stuffing.end()
 
     def rset(self) -> bytes:
@@ -139,7 +144,7 @@ class ClientMachine:
         match verb:
             case "connect":
                 self._greeted = True
-            case "EHLO" if reply.positive:
+            case "EHLO" | "LHLO" if reply.positive:
                 self.extensions = dict(_keyword(line) for line in reply.lines[1:] if line)
             case "HELO" if reply.positive:
                 self.extensions = {}

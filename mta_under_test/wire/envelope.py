@@ -57,6 +57,9 @@ class Envelope(msgspec.Struct, kw_only=True, gc=False):
     bounce_type: BounceType = ""
     bounce_delay: int = 0
     bounce_ttl: int = 0
+    mda_user: str = ""  # who receives it; "" for a file or a program that an alias names, which has no user
+    mda_exec: str = ""  # `/file` or `|command` of an alias or a .forward, in the place of the action's method
+    mda_subaddress: str = ""  # `tag` of user+tag
 
 
 # In the order in which they are written. `dest` is last, and no envelope is without it: so a text that was cut short,
@@ -85,6 +88,9 @@ _KEYS = (
     "bounce-type",
     "bounce-delay",
     "bounce-ttl",
+    "mda-user",
+    "mda-exec",
+    "mda-subaddress",
     "sender",
     "rcpt",
     "dest",

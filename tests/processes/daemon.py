@@ -30,8 +30,13 @@ def until(condition: Callable[[], object], what: str, timeout_s: float = WAIT_S)
 class Smtpd:
     """The daemon, its log, its control socket, and clients for it."""
 
-    def __init__(self, directory: Path, configuration: str, *arguments: str) -> None:
+    def __init__(self, directory: Path, configuration: str, *arguments: str, change: str = "") -> None:
+        """`change`: statements that set constants of `delivery` and `mda` before the daemon starts."""
         self.directory = directory
+        self._start = ["-m", "mta_under_test.smtpd"]
+        if change:
+            imports = "import sys; from mta_under_test import smtpd; from mta_under_test.processes import delivery, mda"
+            self._start = ["-c", f"{imports}; {change}; sys.exit(smtpd.main())"]
         self.spool = directory / "spool"
         self.socket = directory / "smtpd.sock"
         self.log_path = directory / "log"
@@ -43,7 +48,7 @@ class Smtpd:
         with self.log_path.open("ab") as log:
             began = log.tell()
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "mta_under_test.smtpd", "-d", "-f", self.directory / "smtpd.conf"]
+                [sys.executable, *self._start, "-d", "-f", self.directory / "smtpd.conf"]
                 + ["--spool", self.spool, "--socket", self.socket, *self._arguments],
                 stdout=log,
                 stderr=log,
