@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import email
 import email.policy
+import os
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from email.message import EmailMessage
@@ -20,7 +21,7 @@ from mta_under_test.spool import JournaledSpool
 from mta_under_test.wire import dsn
 from mta_under_test.wire.envelope import Envelope, encode
 from tests.processes.daemon import Smtpd, until
-from tests.processes.mailbox import Mailbox
+from tests.processes.keeping_server import Mailbox
 
 CONFIGURATION = """
 {extra}
@@ -63,6 +64,9 @@ def put(smtpd: Smtpd, *envelopes: Envelope, text: bytes = b"Subject: put\r\n\r\n
     spool.put_message(msgid, text)
     spool.commit([msgid])
     spool.close()
+    owner = (smtpd.spool / "incoming").stat()  # queue's user, when the daemon is started as root
+    for path in smtpd.spool.rglob("*"):
+        os.chown(path, owner.st_uid, owner.st_gid)
 
 
 def envelope(rcpt: str, **values: Any) -> Envelope:

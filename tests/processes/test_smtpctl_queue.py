@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import os
 import shutil
 from pathlib import Path
 
@@ -47,6 +48,7 @@ def test_all_envelopes_can_be_paused_removed_too(smtpd: Smtpd, mx: RemoteMX) -> 
 
 def test_an_envelope_put_into_the_spool_is_discovered(smtpd: Smtpd, mx: RemoteMX, tmp_path: Path) -> None:
     evpid, other = defer_two(smtpd, mx)
+    until(lambda: list(smtpd.spool.glob(f"queue/*/*/{evpid}")), "the envelope's file")
     message = next(smtpd.spool.glob(f"queue/*/{evpid[:8]}"))
     shutil.copytree(message, tmp_path / "saved")
     assert smtpd.smtpctl("discover", evpid).stdout == "0 envelopes discovered\n", "it is known"
@@ -54,6 +56,9 @@ def test_an_envelope_put_into_the_spool_is_discovered(smtpd: Smtpd, mx: RemoteMX
     until(lambda: not message.exists(), "an empty place in the spool")
     assert smtpd.smtpctl("discover", evpid[:8]).returncode == 1
     shutil.copytree(tmp_path / "saved", message)
+    owner = message.parent.stat()  # queue's user, when the daemon is started as root
+    for path in (message, *message.iterdir()):
+        os.chown(path, owner.st_uid, owner.st_gid)
     assert [row[0] for row in queued(smtpd)] == [other]
     assert smtpd.smtpctl("discover", evpid[:8]).stdout == "1 envelope discovered\n"
     assert {row[0] for row in queued(smtpd)} == {evpid, other}
