@@ -1,7 +1,7 @@
 """smtpd: the mail server's command.
 
     smtpd [-dnv] [-f smtpd.conf] [-T subsystem]... [--spool DIR] [--socket PATH] [--user NAME]
-          [--resolv-conf FILE] [--mx-port PORT]
+          [--resolv-conf FILE] [--mx-port PORT] [--queue disk|ram|null]
 
 -d stay in the foreground and log to standard error · -n check the configuration and exit · -v log more ·
 -f the configuration · -T trace a subsystem from the start (to the log) · --spool where the queue lives ·
@@ -33,7 +33,7 @@ from mta_under_test.processes.filter_birth import FilterError
 from mta_under_test.processes.listening import BACKLOG, ListenError, bind
 from mta_under_test.processes.privileges import Drop, PrivilegeError
 from mta_under_test.processes.process import DEFAULT_RESOLV_CONF, Start
-from mta_under_test.spool import Spool, SpoolError
+from mta_under_test.spool import BACKENDS, SpoolError, open_store
 
 DEFAULT_CONFIG = Path("/etc/smtpd.conf")
 DEFAULT_SPOOL = Path("/var/spool/smtpd")
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None, births: Mapping[str, parent.Birth] =
         if options.n:
             print("configuration OK", file=sys.stderr)
             return 0
-        Spool(options.spool)
+        open_store(options.queue, options.spool).close()
         drop = privileges.plan(options.user)
         if drop is not None:
             privileges.own_spool(options.spool, drop.queue)
@@ -88,6 +88,9 @@ def _parser() -> argparse.ArgumentParser:
         "-T", action="append", default=[], metavar="SUBSYSTEM", help="trace to the log; may be repeated"
     )
     parser.add_argument("--spool", type=Path, default=DEFAULT_SPOOL, metavar="DIR", help="the queue [%(default)s]")
+    parser.add_argument(
+        "--queue", choices=BACKENDS, default="disk", help="where mail is kept; all but disk lose it [%(default)s]"
+    )
     parser.add_argument("--socket", type=Path, default=DEFAULT_SOCKET, metavar="PATH", help="control [%(default)s]")
     parser.add_argument("--user", metavar="NAME", help="whom processes without rights become [_smtpd, or nobody]")
     parser.add_argument(
@@ -119,6 +122,7 @@ def _bind_all(config: Config, options: argparse.Namespace, drop: Drop | None) ->
         options.spool,
         control,
         bound,
+        options.queue,
         traced,
         drop=drop,
         resolv_conf=options.resolv_conf,

@@ -28,6 +28,7 @@ BUSY = (  # counters that are 0 when nothing moves
     "scheduler.envelope.inflight",
     "scheduler.envelope.due",
     "queue.bounce",
+    "queue.journal",
     "mta.session",
     "mta.task",
     "mta.relay",

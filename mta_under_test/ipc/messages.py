@@ -34,21 +34,22 @@ class Kind(enum.IntEnum):
     SCHEDULE = 23  # → scheduler: request id, evpid or msgid or 0 (all)
     REMOVE = 24  # → scheduler: request id, evpid or msgid or 0 (all); scheduler → queue: evpid
     # A message on its way in.
-    CREATE_MESSAGE = 30  # smtp → queue: request id; answer: msgid
+    CREATE_MESSAGE = 30  # smtp → queue: request id, how many; answer: so many msgids
     EXPAND = 31  # smtp, queue → lookup: request id, msgid; ASCII envelope; answered by queue, or FAIL by lookup
     SUBMIT_ENVELOPE = 32  # lookup → queue: request id, msgid; ASCII envelope
     COMMIT_ENVELOPES = 33  # lookup → queue: request id, msgid; name of the process that asked
     OPEN_MESSAGE = 34  # smtp → queue: request id, msgid; answer with a writable descriptor
-    COMMIT_MESSAGE = 35  # smtp → queue: request id, msgid; answered when the message survives power loss
-    REMOVE_MESSAGE = 36  # smtp → queue: msgid
-    SUBMIT = 37  # queue → scheduler: (evpid, type, created, expires, tries) for each envelope of a message
+    COMMIT_MESSAGE = 35  # smtp → queue: request id, msgid; the message, unless a file has it; answered when it
+    # survives power loss, with a new msgid
+    REMOVE_MESSAGE = 36  # smtp → queue: request id or 0, msgid; answer: a new msgid
+    SUBMIT = 37  # queue → scheduler: (evpid, type, created, expires, tries, last bounce) for each envelope
     # A message on its way out.
     BATCH = 40  # scheduler → queue: type, evpid, …
     EXPIRE = 41  # scheduler → queue: evpid
     DELIVER = 42  # queue → transfer, delivery: evpid; ASCII envelope
     DELIVER_END = 43  # queue → transfer, delivery: the batch is complete
     MESSAGE_FD = 44  # transfer, delivery → queue: request id, msgid; answer with a readable descriptor
-    DELIVERY_OK = 45  # transfer, delivery → queue: evpid; status line
+    DELIVERY_OK = 45  # transfer, delivery → queue: evpid; status line, and on a second one the remote server, if any
     DELIVERY_TEMP = 46  # … and queue → scheduler: evpid, tries
     DELIVERY_PERM = 47
     DELIVERY_LOOP = 48
@@ -78,6 +79,8 @@ class Kind(enum.IntEnum):
     DISCOVER = 97  # → queue: request id, evpid or msgid; answer: how many. → scheduler: …, evpids; answer: the new ones
     TABLE_VALUE = 98  # → lookup: request id; `TABLE KEY`; answer: is there one; value
     TABLE_KEYS = 99  # → lookup: request id; TABLE; answer: ; keys, a line each
+    # Of queue and scheduler.
+    DELAYED = 100  # scheduler → queue: evpid: its sender is to be warned
 
     # Inbound sessions: names of addresses, filters, and sessions of this machine's own clients.
     SERVER_NAME = 70  # smtp → lookup: request id; table, NUL, our address; answer: ; our name there, or nothing
@@ -87,6 +90,9 @@ class Kind(enum.IntEnum):
     FILTER_DATA = 74  # smtp → lookup: request id, session, is last; filter, NUL, content; answer: is over; content
     FILTER_OVER = 75  # smtp → lookup: session: what of a message is with filters is not wanted any more
     SMTP_SESSION = 76  # control → smtp: request id; answer with the client's end of a session's socket
+
+
+KINDS = {int(kind): kind for kind in Kind}  # quicker than the call that an enum offers
 
 
 class Delivery(enum.IntEnum):
@@ -111,18 +117,25 @@ class PayloadError(Exception):
 
 
 _COUNT = struct.Struct("=H")
+_FEW = [struct.Struct(f"=H{count}Q") for count in range(8)]  # nearly all payloads
 
 
 def pack(integers: tuple[int, ...], text: bytes = b"") -> bytes:
     """`integers` (each below 2**64, at most 2,000) and `text` as one payload."""
-    return struct.pack(f"=H{len(integers)}Q", len(integers), *integers) + text
+    count = len(integers)
+    if count < len(_FEW):
+        return _FEW[count].pack(count, *integers) + text
+    return struct.pack(f"=H{count}Q", count, *integers) + text
 
 
 def unpack(payload: bytes) -> tuple[tuple[int, ...], bytes]:
     """The integers and the text of a payload. Raises PayloadError when it is cut short."""
     try:
         (count,) = _COUNT.unpack_from(payload)
-        integers: tuple[int, ...] = struct.unpack_from(f"={count}Q", payload, _COUNT.size)
+        if count < len(_FEW):
+            integers = _FEW[count].unpack_from(payload)[1:]
+        else:
+            integers = struct.unpack_from(f"={count}Q", payload, _COUNT.size)
     except struct.error as error:
         raise PayloadError(f"payload of {len(payload)} bytes: {error}") from error
     return integers, payload[_COUNT.size + 8 * count :]

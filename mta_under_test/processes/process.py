@@ -61,6 +61,7 @@ class Start:
     spool: Path
     control: socket.socket
     smtp: Sequence[tuple[Listener, socket.socket]]
+    queue: str = "disk"  # where mail is kept: a name of spool.BACKENDS
     traced: frozenset[str] = frozenset()  # subsystems traced to the log from the start (smtpd -T)
     drop: Drop | None = None  # who the children become; None: who we are
     resolv_conf: Path = DEFAULT_RESOLV_CONF
@@ -100,6 +101,7 @@ class Process:
     def __init__(self, start: Start, sockets: Sockets) -> None:
         self.config = start.config
         self.spool_root = start.spool
+        self.queue_backend = start.queue
         self.resolv_conf = start.resolv_conf
         self.mx_port = start.mx_port
         self.traced_to_log = start.traced

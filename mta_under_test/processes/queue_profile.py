@@ -9,24 +9,26 @@ import time
 from collections.abc import Callable
 from typing import Any, cast
 
-from mta_under_test.spool import Spool
+from mta_under_test.spool import Store
 
 # By the names that OpenSMTPD's queue_backend.c profiles them under.
 OPERATIONS = {
     "create": "message_create",
     "open_message": "message_fd_rw",
+    "put_message": "message_fd_rw",
     "commit": "message_commit",
     "discard": "message_delete",
     "message_fd": "message_fd_r",
-    "add_envelope": "envelope_create",
+    "add_text": "envelope_create",
     "envelope": "envelope_load",
+    "envelope_text": "envelope_load",
     "update": "envelope_update",
     "delete": "envelope_delete",
 }
 
 
 class TimedSpool:
-    def __init__(self, spool: Spool, report: Callable[[str], None]) -> None:
+    def __init__(self, spool: Store, report: Callable[[str], None]) -> None:
         self._spool = spool
         self._report = report
 
@@ -46,6 +48,6 @@ class TimedSpool:
         return timed
 
 
-def timed(spool: Spool, report: Callable[[str], None]) -> Spool:
+def timed(spool: Store, report: Callable[[str], None]) -> Store:
     """A spool that reports each operation and its milliseconds."""
-    return cast(Spool, TimedSpool(spool, report))
+    return cast(Store, TimedSpool(spool, report))

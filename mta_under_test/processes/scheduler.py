@@ -4,7 +4,7 @@ Owns: one small entry for every envelope that is owed: evpid, when it was made, 
 Never: sees an envelope's text, touches the disk.
 Takes: SUBMIT, DELIVERY_TEMP, ENVELOPE_DONE, DELIVERY_HOLD, HOLDQ_RELEASE, RESCHEDULE, DISCOVER from queue;
 LIST_EVPIDS, SCHEDULE, REMOVE, PAUSE, RESUME, PAUSE_ENVELOPE, RESUME_ENVELOPE from control.
-Sends: BATCH, EXPIRE, REMOVE to queue.
+Sends: BATCH, EXPIRE, DELAYED, REMOVE to queue.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from mta_under_test.processes.process import Process, takes
 
 BATCH_ENVELOPES = 1024
 RETRY_BASE_S = {Delivery.MTA: 800, Delivery.MDA: 10}  # BACKOFF_TRANSFER, BACKOFF_DELIVERY of scheduler_ramqueue.c
+DELIVERIES = {int(delivery): delivery for delivery in Delivery}  # quicker than the call, and one object for all
 STALE_PAIRS = 16  # that the heap may hold beyond two for each envelope
 LIST_ENVELOPES = 256  # entries in one answer to LIST_EVPIDS
 
@@ -47,14 +48,27 @@ def next_try(created: int, tries: int, base_s: int) -> int:
 
 
 class Entry:
-    __slots__ = ("created", "delivery", "evpid", "expires", "next", "relay", "removing", "state", "suspended", "tries")
+    __slots__ = (
+        "created",
+        "delivery",
+        "evpid",
+        "expires",
+        "next",
+        "relay",
+        "removing",
+        "state",
+        "suspended",
+        "tries",
+        "warned",
+    )
 
-    def __init__(self, evpid: int, delivery: Delivery, created: int, expires: int, tries: int) -> None:
+    def __init__(self, evpid: int, delivery: Delivery, created: int, expires: int, tries: int, warned: int = 0) -> None:
         self.evpid = evpid
         self.delivery = delivery
         self.created = created
         self.expires = expires
         self.tries = tries
+        self.warned = warned  # when its sender was last told of the delay
         self.next = created if tries == 0 else next_try(created, tries, RETRY_BASE_S[delivery])
         self.state = State.PENDING
         self.removing = False  # asked for while it was in flight
@@ -72,6 +86,7 @@ class Scheduler(Process):
         self._held: dict[int, dict[int, None]] = {}  # by relay: evpids, first come first released
         self._paused: set[Delivery] = set()
         self._timer: asyncio.Handle | None = None
+        self._warn_after_s = sorted(self.config.bounce_warn_s)
 
     async def finish(self) -> None:
         if self._timer is not None:
@@ -99,10 +114,10 @@ class Scheduler(Process):
 
     @takes(Kind.SUBMIT)
     def submit(self, peer: str, message: Message) -> None:
-        """A message's envelopes, five numbers each."""
+        """A message's envelopes, six numbers each."""
         numbers = iter(message.integers)
-        for evpid, delivery, created, expires, tries in zip(*(numbers,) * 5, strict=True):
-            entry = self._entries[evpid] = Entry(evpid, Delivery(delivery), created, expires, tries)
+        for evpid, delivery, *times in zip(*(numbers,) * 6, strict=True):
+            entry = self._entries[evpid] = Entry(evpid, DELIVERIES[delivery], *times)
             self.stats["scheduler.envelope.incoming"] += 1
             self._wait(entry)
         self._wake()
@@ -268,12 +283,24 @@ class Scheduler(Process):
 
     # ---- the clock
 
+    def _due_at(self, entry: Entry) -> int:
+        """When something is to be done about it: a try, a warning of its sender, or the end."""
+        due = min(entry.expires, self._warning(entry))
+        return due if entry.delivery in self._paused else min(due, entry.next)
+
+    def _warning(self, entry: Entry) -> int:
+        """When its sender is to be told of the delay: once for each interval, the earliest that he was not told of."""
+        for after_s in self._warn_after_s:
+            if entry.created + after_s > entry.warned:
+                return entry.created + after_s
+        return entry.expires
+
     def _wait(self, entry: Entry) -> None:
-        heapq.heappush(self._due, (min(entry.next, entry.expires), entry.evpid))
+        heapq.heappush(self._due, (self._due_at(entry), entry.evpid))
         # Pairs of envelopes that are gone, or were put forward by `smtpctl schedule`, would wait for their time: hours.
         if len(self._due) > 2 * len(self._entries) + STALE_PAIRS:
             pending = [entry for entry in self._entries.values() if entry.state is State.PENDING]
-            self._due = [(min(entry.next, entry.expires), entry.evpid) for entry in pending]
+            self._due = [(self._due_at(entry), entry.evpid) for entry in pending]
             heapq.heapify(self._due)
 
     def _landed(self, entry: Entry) -> None:
@@ -296,15 +323,21 @@ class Scheduler(Process):
         while self._due and self._due[0][0] <= now:
             due, evpid = heapq.heappop(self._due)
             entry = self._entries.get(evpid)
-            if entry is None or not self._may_fly(entry) or due < min(entry.next, entry.expires):
+            if entry is None or not self._may_fly(entry) or due < self._due_at(entry):
                 continue  # stale: removed, on its way, or put off since
             if entry.expires <= now:
                 self._fly(entry)
                 self.trace("scheduler", f"{evpid:016x} expired")
                 self.tell("queue", Kind.EXPIRE, evpid)
-            elif entry.delivery not in self._paused:
+                continue
+            if self._warning(entry) <= now:
+                entry.warned = now
+                self.tell("queue", Kind.DELAYED, evpid)
+            if entry.next <= now and entry.delivery not in self._paused:
                 self._fly(entry)
                 batches[entry.delivery].append(evpid)
+            else:
+                self._wait(entry)
         for delivery, evpids in batches.items():
             for start in range(0, len(evpids), BATCH_ENVELOPES):
                 batch = evpids[start : start + BATCH_ENVELOPES]

@@ -23,6 +23,7 @@ from mta_under_test.processes.admission import OUT_OF_DESCRIPTORS, Admission, mo
 from mta_under_test.processes.listening import keep
 from mta_under_test.processes.process import Process, Sockets, Start, takes
 from mta_under_test.processes.smtp_session import Session
+from mta_under_test.processes.transaction import MessageIds
 from mta_under_test.wire.reply import Reply
 from mta_under_test.wire.server import Limits
 
@@ -40,6 +41,7 @@ class Smtp(Process):
     def __init__(self, start: Start, sockets: Sockets) -> None:
         super().__init__(start, sockets)
         self.sessions: set[Session] = set()
+        self.message_ids = MessageIds(self)
         self.limits = limits_of(start.config)
         self.rules_ask_for_names = rules_ask_for_names(start.config)
         self._arrived: dict[int, socket.socket] = {}  # new listeners' sockets, by index, until CONFIG comes

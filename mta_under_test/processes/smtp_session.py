@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import socket
 import time
 from typing import TYPE_CHECKING, cast
@@ -19,6 +18,7 @@ from mta_under_test.ipc.messages import Kind
 from mta_under_test.processes.process import Refusal
 from mta_under_test.processes.smtp_filters import SessionFilters, ask_or_refuse
 from mta_under_test.processes.stream import Stream, StreamTimeout
+from mta_under_test.processes.transaction import Transaction
 from mta_under_test.wire import proxy, server
 from mta_under_test.wire.command import notify_bits
 from mta_under_test.wire.envelope import Envelope, Return, encode
@@ -32,68 +32,12 @@ if TYPE_CHECKING:
 SESSION_TIMEOUT_S = 300.0  # of silence: SMTPD_SESSION_TIMEOUT
 PROXY_TIMEOUT_S = 10.0  # for the header of a proxy, which is a neighbour
 SESSION_TOTAL_S = 7200.0  # from the greeting to the end, however busy: no client trickles bytes for ever
-WRITE_BYTES = 1 << 16
 HELP = "EHLO HELO MAIL RCPT DATA BDAT RSET NOOP QUIT VRFY EXPN HELP"
 
 _PLAIN: frozenset[str] = frozenset()
 _UTF8 = frozenset({"smtputf8"})
 
 logger = logging.getLogger("smtpd")
-
-
-class Transaction:
-    """MAIL … end of data: the message id and the writable descriptor, until `close` or a commit."""
-
-    def __init__(self, smtp: Smtp, sender: str, msgid: int) -> None:
-        self.sender = sender
-        self.msgid = msgid
-        self.parameters: dict[str, str] = {}  # MAIL's
-        self.first_recipient = ""
-        self.failed = ""  # why the message cannot be kept, once something went wrong while it was written
-        self._smtp = smtp
-        self._descriptor: int | None = None
-        self._chunks: list[bytes] = []
-        self._chunk_bytes = 0
-
-    def open(self, descriptor: int) -> None:
-        assert self._descriptor is None
-        self._descriptor = descriptor
-
-    def write(self, data: bytes) -> None:
-        self._chunks.append(data)
-        self._chunk_bytes += len(data)
-        if self._chunk_bytes >= WRITE_BYTES:
-            self.flush()
-
-    def flush(self) -> None:
-        """Write out what was collected. A full disk fails the message, not the session."""
-        data = memoryview(b"".join(self._chunks))
-        self._chunks.clear()
-        self._chunk_bytes = 0
-        if self.failed:
-            return
-        assert self._descriptor is not None
-        try:
-            while data:
-                data = data[os.write(self._descriptor, data) :]
-        except OSError as error:
-            self.failed = error.strerror or str(error)
-
-    def close_descriptor(self) -> None:
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
-
-    def committed(self) -> None:
-        """The message is queue's from here on."""
-        self.msgid = 0
-
-    def close(self) -> None:
-        self._chunks.clear()
-        self.close_descriptor()
-        if self.msgid:
-            self._smtp.tell("queue", Kind.REMOVE_MESSAGE, self.msgid)
-            self.msgid = 0
 
 
 class Session:
@@ -267,7 +211,7 @@ class Session:
                 chunk = await self.filters.lines(chunk)
             except Refusal as refusal:
                 transaction.failed = str(refusal)
-        transaction.write(chunk)
+        await transaction.write(chunk)
 
     async def _mail(self, event: server.Mail) -> Reply:
         self._forget_transaction()
@@ -276,10 +220,10 @@ class Session:
         if refused is not None:
             return refused
         try:
-            answer = await self.smtp.ask("queue", Kind.CREATE_MESSAGE)
+            msgid = await self.smtp.message_ids.take()
         except Refusal as refusal:
             return Reply(451, f"Temporary failure: {refusal}", "4.3.0")
-        self.transaction = Transaction(self.smtp, sender, answer.integers[1])
+        self.transaction = Transaction(self.smtp, sender, msgid)
         self.transaction.parameters = event.parameters
         return Reply(250, "Ok", "2.0.0")
 
@@ -323,15 +267,7 @@ class Session:
         refused, _ = await ask_or_refuse(self.filters, "data")
         if refused is not None:
             return refused
-        try:
-            answer = await self.smtp.ask("queue", Kind.OPEN_MESSAGE, transaction.msgid)
-        except Refusal as refusal:
-            return Reply(451, f"Temporary failure: {refusal}", "4.3.0")
-        descriptor = answer.take_descriptor()
-        if descriptor is None:
-            return Reply(451, "Temporary failure: out of descriptors", "4.3.0")
-        transaction.open(descriptor)
-        transaction.write(self.filters.header + self._received_header(transaction))
+        await transaction.write(self.filters.header + self._received_header(transaction))
         return Reply(354, 'Enter mail, end with "." on a line by itself')
 
     async def _end_of_data(self) -> Reply:
@@ -343,18 +279,16 @@ class Session:
             return refused
         if self.filters.has_line_programs and not transaction.failed:
             try:
-                transaction.write(await self.filters.last_lines())
+                await transaction.write(await self.filters.last_lines())
             except Refusal as refusal:
                 transaction.failed = str(refusal)
-        transaction.flush()
-        transaction.close_descriptor()
+        transaction.end()
         msgid = transaction.msgid
         try:
             if transaction.failed:
                 logger.warning("message %08x: cannot write: %s", msgid, transaction.failed)
                 return Reply(452, "Cannot store the message now", "4.3.1")
-            await self.smtp.ask("queue", Kind.COMMIT_MESSAGE, msgid)
-            transaction.committed()
+            await transaction.commit()
         except Refusal as refusal:
             return Reply(451, f"Temporary failure: {refusal}", "4.3.0")
         finally:

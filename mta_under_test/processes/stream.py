@@ -34,6 +34,11 @@ class Stream(asyncio.Protocol):
         self._writable: asyncio.Future[None] | None = None
         self._full = False
         self._paused = False
+        # One timer for the whole connection, looked at when it goes off: a wait is begun and ended many times for each
+        # message, and a timer of its own would cost more than the rest of it.
+        self._timer: asyncio.TimerHandle | None = None
+        self._awaited: asyncio.Future[None] | None = None
+        self._since = 0.0
 
     # ---- for the coroutine
 
@@ -85,11 +90,13 @@ class Stream(asyncio.Protocol):
 
     def close(self) -> None:
         """Send what is written, then close."""
+        self._forget_timer()
         if self._transport is not None:
             self._transport.close()
 
     def abort(self) -> None:
         """Close at once; what was not sent is dropped."""
+        self._forget_timer()
         if self._transport is not None:
             self._transport.abort()
 
@@ -99,11 +106,29 @@ class Stream(asyncio.Protocol):
             self._transport.resume_reading()
 
     async def _within(self, future: asyncio.Future[None]) -> None:
-        timer = self._loop.call_later(self.timeout_s, _expire, future)
+        self._awaited = future
+        self._since = self._loop.time()
+        if self._timer is None:
+            self._timer = self._loop.call_later(self.timeout_s, self._look)
         try:
             await future
         finally:
-            timer.cancel()
+            self._awaited = None
+
+    def _look(self) -> None:
+        """Is what is waited for overdue? If not, look again when it would be."""
+        self._timer = None
+        if self._awaited is not None:
+            left_s = self._since + self.timeout_s - self._loop.time()
+            if left_s > 0:
+                self._timer = self._loop.call_later(left_s, self._look)
+            elif not self._awaited.done():
+                self._awaited.set_exception(StreamTimeout())
+
+    def _forget_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     # ---- for the event loop
 
@@ -135,6 +160,7 @@ class Stream(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         self._ended = True
         self._transport = None
+        self._forget_timer()
         if self._trace is not None:
             self._trace(self.peer[0], "closed", 0)
         for future in (self._reader, self._writable):
@@ -153,8 +179,3 @@ class Stream(asyncio.Protocol):
 def _wake(future: asyncio.Future[None]) -> None:
     if not future.done():
         future.set_result(None)
-
-
-def _expire(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_exception(StreamTimeout())

@@ -124,19 +124,20 @@ class Transfer(Process):
 
     # ---- for sessions
 
-    def result(self, evpid: int, kind: Kind, status_line: str) -> None:
-        """What became of one recipient."""
+    def result(self, evpid: int, kind: Kind, status_line: str, remote: str = "") -> None:
+        """What became of one recipient, and which server said so, if it was one."""
         self.envelopes -= 1
         self.stats[RESULT_STATS[kind]] += 1
         self.trace("transfer", f"{evpid:016x} {kind.name}: {status_line}")
-        self.tell("queue", kind, evpid, text=status_line.encode(errors="replace")[:2048])
+        text = status_line.replace("\n", " ").encode(errors="replace")[:2048]
+        self.tell("queue", kind, evpid, text=text + (f"\n{remote}".encode() if remote else b""))
 
-    def results(self, task: Task, kind: Kind, status_line: str) -> None:
+    def results(self, task: Task, kind: Kind, status_line: str, remote: str = "") -> None:
         """The same for every recipient of the task that has no result yet."""
         if task.recipients:
             self.heard(task, kind, status_line)
         for evpid in task.recipients:
-            self.result(evpid, kind, status_line)
+            self.result(evpid, kind, status_line, remote)
         task.recipients.clear()
 
     def heard(self, task: Task, kind: Kind, status_line: str) -> None:

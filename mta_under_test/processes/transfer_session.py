@@ -217,7 +217,7 @@ class Session:
             if not reply.positive:
                 transfer.heard(task, failure(reply), str(reply))
                 del task.recipients[evpid]
-                transfer.result(evpid, failure(reply), str(reply))
+                transfer.result(evpid, failure(reply), str(reply), self.route.host.address)
         if not task.recipients:
             await self._reset(task)
             return
@@ -236,7 +236,7 @@ class Session:
             self.accepted += 1
         else:
             self.refused += 1
-        self._flush(task, Kind.DELIVERY_OK if reply.positive else failure(reply), str(reply))
+        self._flush(task, Kind.DELIVERY_OK if reply.positive else failure(reply), str(reply), self.route.host.address)
 
     async def _lmtp_results(self, task: Task) -> None:
         """One reply for each recipient that was accepted, in their order (RFC 2033 §4.2)."""
@@ -247,7 +247,7 @@ class Session:
             kind = Kind.DELIVERY_OK if reply.positive else failure(reply)
             self.transfer.heard(task, kind, str(reply))
             del task.recipients[evpid]
-            self.transfer.result(evpid, kind, str(reply))
+            self.transfer.result(evpid, kind, str(reply), self.route.host.address)
         self.accepted += accepted
         self.refused += not accepted
         self._flush(task, Kind.DELIVERY_OK, "")
@@ -268,7 +268,7 @@ class Session:
 
     async def _refused(self, task: Task, reply: Reply) -> None:
         """MAIL or DATA was refused, and with it every recipient."""
-        self.transfer.results(task, failure(reply), str(reply))
+        self.transfer.results(task, failure(reply), str(reply), self.route.host.address)
         await self._reset(task)
 
     async def _reset(self, task: Task) -> None:
@@ -277,10 +277,10 @@ class Session:
         await self._command(self.machine.rset())
         self._flush(task, Kind.DELIVERY_TEMP, "451 4.3.0 Transaction reset")
 
-    def _flush(self, task: Task, kind: Kind, status_line: str) -> None:
+    def _flush(self, task: Task, kind: Kind, status_line: str, remote: str = "") -> None:
         """The one way in which every task ends: each recipient without a result gets this one."""
         self.release_message()
-        self.transfer.results(task, kind, status_line)
+        self.transfer.results(task, kind, status_line, remote)
 
     async def _send_body(self, message: int) -> None:
         while chunk := os.read(message, READ_BYTES):

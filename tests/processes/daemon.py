@@ -27,6 +27,10 @@ def until(condition: Callable[[], object], what: str, timeout_s: float = WAIT_S)
         time.sleep(0.01)
 
 
+def _is_named(process: psutil.Process) -> bool:
+    return (process.cmdline() or [""])[0].startswith("smtpd: ")
+
+
 class Smtpd:
     """The daemon, its log, its control socket, and clients for it."""
 
@@ -57,6 +61,7 @@ class Smtpd:
         assert self.process.poll() is None, self.log()
         self.ports = [int(port) for port in re.findall(r"listening on \S+ port (\d+)", self.log()[began:])]
         self.family = [psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children()]
+        until(lambda: all(map(_is_named, self.family)), "every process has its name")
 
     def log(self) -> str:
         return self.log_path.read_text()

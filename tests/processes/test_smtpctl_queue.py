@@ -52,6 +52,7 @@ def test_all_envelopes_can_be_paused_removed_too(smtpd: Smtpd, mx: RemoteMX) -> 
 
 def test_an_envelope_put_into_the_spool_is_discovered(smtpd: Smtpd, mx: RemoteMX, tmp_path: Path) -> None:
     evpid, other = defer_two(smtpd, mx)
+    until(lambda: list(smtpd.spool.glob(f"queue/*/*/{evpid}")), "the envelope's file")
     message = next(smtpd.spool.glob(f"queue/*/{evpid[:8]}"))
     copy(message, tmp_path / "saved")
     assert smtpd.smtpctl("discover", evpid).stdout == "0 envelopes discovered\n", "it is known"

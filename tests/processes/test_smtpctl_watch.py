@@ -53,7 +53,7 @@ SAID = {
     "io": " in ",
     "smtp": "Mail -> 250",
     "transfer": "RCPT TO:<x@refused.test>",
-    "bounce": "1 failures reported in",
+    "bounce": "failed 1 reported in",
     "scheduler": "mta batch of 1",
     "expand": "<x@refused.test> is <x@refused.test>",
     "lookup": "host 127.0.0.1: 127.0.0.1",
