@@ -374,12 +374,12 @@ def test_deliveries_leave_no_object(
         readings = agent_probe.ask(directory, list(roles)).readings
         return {roles[pid]: reading.blocks for pid, reading in readings.items()}
 
-    deliver(60)
-    before = deliver(10)
-    after = deliver(60)
+    deliver(40)
+    before = deliver(5)
+    after = deliver(40)
     assert len(after) == len(roles), "every process answers, whoever and wherever it is"
     grown = {role: after[role] - before[role] for role in after}
-    assert all(growth < 60 for growth in grown.values()), grown  # less than one object a message
+    assert all(growth < 40 for growth in grown.values()), grown  # less than one object a message
 
 
 # ---- crashes
