@@ -54,3 +54,8 @@ class Place:
 
     def mbox(self, path: Path) -> list[mailbox.mboxMessage]:
         return list(mailbox.mbox(path, create=False))
+
+
+def script(place: Place, text: str) -> Path:
+    """A program for users to run."""
+    return place.file("program", f"#!/bin/sh\n{text}\n", 0o755)

@@ -69,6 +69,7 @@ def test_a_wrong_configuration_changes_nothing_and_says_why(
     start_smtpd: StartSmtpd, place: Place, change: str, reason: str
 ) -> None:
     smtpd = start_smtpd(local(place))
+    rcpt(smtpd, "bob@here.test")
     before = [len(smtpd.descriptors(role)) for role in ROLES]
     wrong = local(place, "there.test", "listen on ::1 port 0\n")
     write(smtpd, f"{change}\n{wrong}")
@@ -79,7 +80,8 @@ def test_a_wrong_configuration_changes_nothing_and_says_why(
     assert reason in smtpd.log()
     assert rcpt(smtpd, "bob@here.test")[0] == 250
     assert rcpt(smtpd, "bob@there.test")[0] == 550
-    until(lambda: [len(smtpd.descriptors(role)) for role in ROLES] == before, "no descriptor more")
+    # Fewer may be: a connection of before was perhaps about to close.
+    until(lambda: all(len(smtpd.descriptors(role)) <= old for role, old in zip(ROLES, before, strict=True)), "no more")
 
 
 def test_listeners_come_and_go(start_smtpd: StartSmtpd, place: Place) -> None:
