@@ -57,7 +57,9 @@ class Smtpd:
         assert self.process.poll() is None, self.log()
         self.ports = [int(port) for port in re.findall(r"listening on \S+ port (\d+)", self.log()[began:])]
         self.family = [psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children()]
-        until(lambda: all((one.cmdline() or [""])[0].startswith("smtpd: ") for one in self.family), "every process has its name")
+        until(
+            lambda: all((one.cmdline() or [""])[0].startswith("smtpd: ") for one in self.family), "all have their names"
+        )
 
     def log(self) -> str:
         return self.log_path.read_text()
