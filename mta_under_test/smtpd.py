@@ -29,6 +29,7 @@ from mta_under_test.config.values import port_number
 from mta_under_test.ipc.messages import Kind
 from mta_under_test.processes import parent, privileges
 from mta_under_test.processes.control import WATCHED, known_name
+from mta_under_test.processes.filter_birth import FilterError
 from mta_under_test.processes.listening import BACKLOG, ListenError, bind
 from mta_under_test.processes.privileges import Drop, PrivilegeError
 from mta_under_test.processes.process import DEFAULT_RESOLV_CONF, Start
@@ -69,6 +70,10 @@ def main(argv: Sequence[str] | None = None, births: Mapping[str, parent.Birth] =
         _daemonize()
     try:
         return parent.serve(start, births)
+    except FilterError as error:
+        start.close_sockets()
+        logger.error("%s", error)
+        return 2
     finally:
         options.socket.unlink(missing_ok=True)
 

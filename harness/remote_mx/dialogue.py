@@ -29,6 +29,8 @@ def spoken(event: server.Asked) -> str:
             return f"RCPT TO:<{mailbox}>{_parameters(parameters)}"
         case server.Data():
             return "DATA"
+        case server.EndOfChunk(size):
+            return f"BDAT {size}"
         case server.EndOfData() | server.Refused(ends_data=True):
             return "(message) ."
         case server.Reset():
@@ -37,6 +39,8 @@ def spoken(event: server.Asked) -> str:
             return "NOOP"
         case server.Verify(argument):
             return f"VRFY {argument}"
+        case server.Expand(argument):
+            return f"EXPN {argument}"
         case server.Help(argument):
             return f"HELP {argument}".rstrip()
         case server.Quit():

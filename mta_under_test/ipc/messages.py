@@ -85,6 +85,15 @@ class Kind(enum.IntEnum):
 
 KINDS = {int(kind): kind for kind in Kind}  # quicker than the call that an enum offers
 
+    # Inbound sessions: names of addresses, filters, and sessions of this machine's own clients.
+    SERVER_NAME = 70  # smtp → lookup: request id; table, NUL, our address; answer: ; our name there, or nothing
+    CLIENT_NAME = 71  # smtp → lookup: request id; address; answer: 1 when the name leads back; name, or nothing
+    FILTER = 72  # smtp → lookup: request id, session; phase, NUL, filter, NUL, FilterFacts; answer: data-line?; Verdict
+    FILTER_REPORT = 73  # smtp → lookup: session; filter, NUL, event, NUL, field, …
+    FILTER_DATA = 74  # smtp → lookup: request id, session, is last; filter, NUL, content; answer: is over; content
+    FILTER_OVER = 75  # smtp → lookup: session: what of a message is with filters is not wanted any more
+    SMTP_SESSION = 76  # control → smtp: request id; answer with the client's end of a session's socket
+
 
 class Delivery(enum.IntEnum):
     """Who delivers an envelope."""

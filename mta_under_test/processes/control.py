@@ -39,6 +39,7 @@ FORWARDED = {
     Kind.PAUSE_ENVELOPE: "scheduler",
     Kind.RESUME_ENVELOPE: "scheduler",
     Kind.DISCOVER: "queue",
+    Kind.SMTP_SESSION: "smtp",
 }
 PAUSED_BY = {"mda": "scheduler", "mta": "scheduler", "smtp": "smtp"}
 

@@ -22,8 +22,9 @@ from mta_under_test.config.rules import Facts, Ruleset, open_table
 from mta_under_test.ipc.channel import Message
 from mta_under_test.ipc.messages import Kind
 from mta_under_test.processes.expansion import Expansion, Local, Remote, Undeliverable
+from mta_under_test.processes.filters import FilterDesk
 from mta_under_test.processes.lookup_users import LocalWorld, find, read_descriptor
-from mta_under_test.processes.process import Process, Refusal, Sockets, Start, takes
+from mta_under_test.processes.process import Refusal, Sockets, Start, takes
 from mta_under_test.processes.resolver import Resolver, Unresolved
 from mta_under_test.tables import Table, TableError
 from mta_under_test.wire import exchange
@@ -36,7 +37,7 @@ MAX_TABLE_BYTES = 8192  # of a table's keys, or of a value, in one answer
 logger = logging.getLogger("smtpd")
 
 
-class Lookup(Process):
+class Lookup(FilterDesk):
     role: ClassVar[str] = "lookup"
 
     def __init__(self, start: Start, sockets: Sockets) -> None:
@@ -46,9 +47,11 @@ class Lookup(Process):
 
     async def start(self) -> None:
         self._few = asyncio.Semaphore(MAX_LOOKUPS)
+        await self.start_filters()
 
     async def configure(self, config: Config) -> None:
         """Open the new tables before anybody lives by them; one that cannot be opened refuses the configuration."""
+        self.check_programs(config)
         interface_addresses.cache_clear()
         rules = Ruleset(config, {name: await self._open(spec) for name, spec in config.tables.items()})
         old, self.rules = self.rules, rules
@@ -208,5 +211,13 @@ class Lookup(Process):
 
 def facts_of(envelope: Envelope, *, internal: bool) -> Facts:
     """What the rules may ask about. Mail that queue makes itself (bounces) is local, and no session brought it."""
-    source = None if internal else ipaddress.ip_address(envelope.sockaddr)
-    return Facts(source=source, tag=envelope.tag, helo=envelope.helo, sender=envelope.sender, recipient=envelope.rcpt)
+    source = None if internal or not envelope.sockaddr else ipaddress.ip_address(envelope.sockaddr)
+    rdns = "" if envelope.hostname == envelope.sockaddr else envelope.hostname
+    return Facts(
+        source=source,
+        rdns=rdns,
+        tag=envelope.tag,
+        helo=envelope.helo,
+        sender=envelope.sender,
+        recipient=envelope.rcpt,
+    )

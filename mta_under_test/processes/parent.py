@@ -16,6 +16,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import ClassVar, NoReturn
 
 import setproctitle
@@ -25,6 +26,7 @@ from mta_under_test.ipc.channel import Channel, Message
 from mta_under_test.ipc.messages import Kind
 from mta_under_test.processes.control import Control
 from mta_under_test.processes.delivery import Delivery
+from mta_under_test.processes.filter_birth import start_programs
 from mta_under_test.processes.lookup import Lookup
 from mta_under_test.processes.parent_services import Services
 from mta_under_test.processes.privileges import enter, load_late_things
@@ -97,6 +99,9 @@ class Parent(Services):
         await self.deliveries.close(DELIVERY_TIMEOUT_S)
         for channel in self.channels.values():
             channel.close()
+        for pid, role in self._children.items():
+            if role not in ROLES:  # a filter's program has no channel to us
+                signal.pidfd_send_signal(self._pidfds[pid], signal.SIGTERM)
         deadline = asyncio.get_running_loop().time() + STOP_TIMEOUT_S
         while self._children and asyncio.get_running_loop().time() < deadline:
             await asyncio.sleep(0.005)
@@ -154,7 +159,11 @@ class Parent(Services):
 
 
 def serve(start: Start, births: Mapping[str, Birth] = BIRTHS) -> int:
-    """Fork every role and be the parent until the end. Returns the exit status; in a child it does not return."""
+    """Fork every role and be the parent until the end. Returns the exit status; in a child it does not return.
+
+    Raises FilterError when a filter's program cannot be started.
+    """
+    start = replace(start, filters=start_programs(start.config, start.drop))
     ends: dict[str, dict[str, socket.socket]] = {role: {} for role in ("parent", *ROLES)}
     for one, other in PAIRS:
         ends[one][other], ends[other][one] = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -163,7 +172,7 @@ def serve(start: Start, births: Mapping[str, Birth] = BIRTHS) -> int:
     # What lives now lives in all of them: out of the collector's sight, its pages stay shared (gc.freeze's purpose).
     gc.collect()
     gc.freeze()
-    children: dict[int, str] = {}
+    children = {program.pid: f"filter {name}" for name, program in start.filters.items()}
     for role in ROLES:
         pid = os.fork()
         if pid == 0:
@@ -187,6 +196,9 @@ def _be(role: str, start: Start, ends: Mapping[str, Sockets], birth: Birth) -> N
                     sock.close()
         if role != "control":
             start.control.close()
+        if role != "lookup":
+            for program in start.filters.values():
+                program.close()
         if role != "smtp":
             for _, sock in start.smtp:
                 sock.close()

@@ -16,7 +16,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn, TypeVar
 
@@ -27,6 +27,7 @@ from mta_under_test.config import Config, Listener
 from mta_under_test.config.codec import decode
 from mta_under_test.ipc.channel import Channel, Message
 from mta_under_test.ipc.messages import Kind
+from mta_under_test.processes.filter_birth import FilterProgram
 from mta_under_test.processes.privileges import Drop
 from mta_under_test.tables import TableError
 
@@ -66,9 +67,12 @@ class Start:
     drop: Drop | None = None  # who the children become; None: who we are
     resolv_conf: Path = DEFAULT_RESOLV_CONF
     mx_port: int = 25  # of mail exchangers, which MX records cannot say
+    filters: Mapping[str, FilterProgram] = field(default_factory=dict)  # running programs, for lookup
 
     def close_sockets(self) -> None:
         self.control.close()
+        for program in self.filters.values():
+            program.close()
         for _, sock in self.smtp:
             sock.close()
         if self.drop is not None:

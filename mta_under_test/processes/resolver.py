@@ -28,10 +28,12 @@ import dns.name
 import dns.nameserver
 import dns.rdatatype
 import dns.resolver
+import dns.reversename
 
 from mta_under_test.wire.exchange import Exchange
 
 QUESTION_TIMEOUT_S = 20.0
+CLIENT_NAME_TIMEOUT_S = 5.0  # for both questions; a client waits for its greeting meanwhile
 LOOKUP_TIMEOUT_S = 60.0  # for everything that one destination needs
 MAX_EXCHANGES = 40  # hosts of a domain, and addresses of all of them; what is less preferred is left out
 DNS_PORT = 53
@@ -104,6 +106,23 @@ class Resolver:
         """The addresses of one host, or of a literal in brackets. Raises Unresolved."""
         deadline = asyncio.get_running_loop().time() + LOOKUP_TIMEOUT_S
         return (await self._addresses(name, 0, deadline))[:MAX_EXCHANGES]
+
+    async def name_of(self, address: str) -> tuple[str, bool]:
+        """The name of an address, "" when none can be had, and whether the name leads back (FCrDNS, RFC 1912 §2.1)."""
+        if ipaddress.ip_address(address).is_loopback:
+            return "localhost", True  # RFC 6761 §6.3: known without asking
+        deadline = asyncio.get_running_loop().time() + CLIENT_NAME_TIMEOUT_S
+        try:
+            pointers = await self._ask(dns.reversename.from_address(address).to_text(), dns.rdatatype.PTR, deadline)
+            name: str = pointers[0].target.to_text(omit_final_dot=True)
+        except (Unresolved, dns.resolver.NoAnswer):
+            return "", False
+        try:
+            found = await self._addresses(name, 0, deadline)
+        except Unresolved:
+            return name, False
+        wanted = ipaddress.ip_address(address)
+        return name, any(ipaddress.ip_address(exchange.address) == wanted for exchange in found)
 
     async def _addresses(self, name: str, preference: int, deadline: float) -> list[Exchange]:
         if _is_literal(name):

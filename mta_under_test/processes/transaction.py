@@ -67,6 +67,7 @@ class Transaction:
     def __init__(self, smtp: Smtp, sender: str, msgid: int) -> None:
         self.sender = sender
         self.msgid = msgid
+        self.parameters: dict[str, str] = {}  # MAIL's
         self.first_recipient = ""
         self.failed = ""  # why the message cannot be kept, once something went wrong while it was written
         self._smtp = smtp

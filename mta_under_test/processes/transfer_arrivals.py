@@ -1,7 +1,7 @@
 """transfer's envelopes on their way in: from a batch of queue's to tasks of relays, or back to be held.
 
 One task for each message and relay, however many of its recipients go there; so tasks are handed over when the batch is
-complete. Nothing of an envelope stays but evpid, sender and recipient.
+complete. Nothing of an envelope stays but evpid, sender, recipient, and what the sender asked for, if anything.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from mta_under_test.config.values import relay_host
 from mta_under_test.ipc.messages import Kind
 from mta_under_test.processes.process import Refusal
 from mta_under_test.processes.transfer_routes import DomainKey, Relay, RelayKey, Task
+from mta_under_test.processes.transfer_wishes import Asked, Wishes, asked_by
 from mta_under_test.wire.envelope import Envelope
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ class Arrival(NamedTuple):
     sender: str
     dest: str
     smtpname: str
+    asked: Asked | None
 
 
 class Arrivals:
@@ -42,7 +44,7 @@ class Arrivals:
             reason = f"451 4.3.5 No relay action named {envelope.dispatcher!r} any more"
             transfer.result(evpid, Kind.DELIVERY_TEMP, reason)
             return
-        arrival = Arrival(evpid, sender_of(action, envelope), envelope.dest, envelope.smtpname)
+        arrival = Arrival(evpid, sender_of(action, envelope), envelope.dest, envelope.smtpname, asked_by(envelope))
         if action.domain:
             domain = envelope.dest.rpartition("@")[2].lower()
             self._unrouted.setdefault((action, domain), []).append(arrival)
@@ -73,6 +75,9 @@ class Arrivals:
                 return
             task = relay.incoming[msgid] = Task(msgid, arrival.sender, key.domain.name)
         task.recipients[arrival.evpid] = arrival.dest
+        if arrival.asked is not None:
+            task.wishes = task.wishes or Wishes(arrival.asked)
+            task.wishes.add(arrival.evpid, arrival.asked)
 
     def _hand_over(self) -> None:
         relays = list(self._relays)

@@ -14,6 +14,7 @@ from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
 from mta_under_test.config import RelayAction, RelayLimits
+from mta_under_test.processes.transfer_wishes import Wishes
 
 if TYPE_CHECKING:
     from mta_under_test.processes.transfer_session import Session
@@ -27,13 +28,14 @@ SOURCE_PENALTY_S = 60.0  # a source address that cannot be used is left alone fo
 class Task:
     """One message for one relay: what a transaction delivers."""
 
-    __slots__ = ("domain", "msgid", "recipients", "sender")
+    __slots__ = ("domain", "msgid", "recipients", "sender", "wishes")
 
     def __init__(self, msgid: int, sender: str, domain: str = "") -> None:
         self.msgid = msgid
         self.sender = sender
         self.domain = domain  # the relay's, for the host's statistics
         self.recipients: dict[int, str] = {}  # evpid -> address; one without a result yet
+        self.wishes: Wishes | None = None  # what the sender asked for; nearly always nothing
 
 
 class DomainKey(NamedTuple):

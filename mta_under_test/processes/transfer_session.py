@@ -16,6 +16,7 @@ import os
 from typing import TYPE_CHECKING
 
 from mta_under_test.ipc.messages import Kind
+from mta_under_test.processes import transfer_wishes
 from mta_under_test.processes.process import Refusal
 from mta_under_test.processes.stream import Stream, StreamTimeout
 from mta_under_test.processes.transfer_routes import Connector, Relay, Route, Task
@@ -197,12 +198,18 @@ class Session:
             self._flush(task, Kind.DELIVERY_LOOP, "554 5.4.6 Routing loop detected")
             return
         size = os.fstat(self.message).st_size if "SIZE" in self.machine.extensions else None
-        reply = await self._command(self.machine.mail(task.sender, size=size))
+        offered = self.machine.extensions
+        utf8 = "SMTPUTF8" in offered and task.wishes is not None and task.wishes.allows_utf8
+        if not utf8 and self._refuses_utf8(task):
+            return
+        dsn = transfer_wishes.of_mail(task.wishes, offered)
+        reply = await self._command(self.machine.mail(task.sender, size=size, dsn=dsn, utf8=utf8))
         if not reply.positive:
             await self._refused(task, reply)
             return
         for evpid, address in list(task.recipients.items()):
-            reply = await self._command(self.machine.rcpt(address))
+            dsn = transfer_wishes.of_recipient(task.wishes, evpid, offered)
+            reply = await self._command(self.machine.rcpt(address, dsn=dsn))
             if not reply.positive:
                 transfer.heard(task, failure(reply), str(reply))
                 del task.recipients[evpid]
@@ -240,6 +247,20 @@ class Session:
         self.accepted += accepted
         self.refused += not accepted
         self._flush(task, Kind.DELIVERY_OK, "")
+
+    def _refuses_utf8(self, task: Task) -> bool:
+        """Recipients that cannot be named to this server fail, and all of them when the message cannot go there."""
+        assert self.message is not None
+        if transfer_wishes.needs_utf8(task.wishes, task.sender, self.message):
+            self._flush(task, Kind.DELIVERY_PERM, transfer_wishes.NO_UTF8)
+            return True
+        for evpid, address in list(task.recipients.items()):
+            if not address.isascii():
+                del task.recipients[evpid]
+                self.transfer.result(evpid, Kind.DELIVERY_PERM, transfer_wishes.NO_UTF8)
+        if not task.recipients:
+            self.release_message()
+        return not task.recipients
 
     async def _refused(self, task: Task, reply: Reply) -> None:
         """MAIL or DATA was refused, and with it every recipient."""

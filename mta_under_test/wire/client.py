@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
+from collections.abc import Mapping
 
 from mta_under_test.wire.content import Stuffing
 from mta_under_test.wire.reply import LocalError, Reply, ReplyDecoder, ReplyError
@@ -36,6 +37,7 @@ class ClientMachine:
         self._pending: deque[str] = deque(["connect"])
         self._greeted = False
         self._in_data = False  # 354 was received, the end of the data not sent
+        self._utf8 = False  # the transaction may have UTF-8 in its commands
         self._stuffing = Stuffing()
 
     # ---- commands
@@ -50,8 +52,18 @@ class ClientMachine:
     def helo(self, name: str) -> bytes:
         return self._command("HELO", f"HELO {name}")
 
-    def mail(self, sender: str, size: int | None = None, eight_bit: bool = False) -> bytes:
-        """`sender` "" is the null sender. `size` in bytes. Raises LocalError for what the server does not offer."""
+    def mail(
+        self,
+        sender: str,
+        size: int | None = None,
+        eight_bit: bool = False,
+        dsn: Mapping[str, str] | None = None,
+        utf8: bool = False,
+    ) -> bytes:
+        """`sender` "" is the null sender. `size` in bytes; `dsn`: RET and ENVID (RFC 3461); `utf8`: RFC 6531.
+
+        Raises LocalError for what the server does not offer.
+        """
         parameters = ""
         if size is not None:
             self._require("SIZE")
@@ -59,10 +71,21 @@ class ClientMachine:
         if eight_bit:
             self._require("8BITMIME")
             parameters += " BODY=8BITMIME"
-        return self._command("MAIL", f"MAIL FROM:<{sender}>{parameters}")
+        if utf8:
+            self._require("SMTPUTF8")
+            parameters += " SMTPUTF8"
+        self._utf8 = utf8
+        return self._command("MAIL", f"MAIL FROM:<{sender}>{parameters}{self._dsn(dsn)}")
 
-    def rcpt(self, address: str) -> bytes:
-        return self._command("RCPT", f"RCPT TO:<{address}>")
+    def rcpt(self, address: str, dsn: Mapping[str, str] | None = None) -> bytes:
+        """`dsn`: NOTIFY and ORCPT (RFC 3461). Raises LocalError for what the server does not offer."""
+        return self._command("RCPT", f"RCPT TO:<{address}>{self._dsn(dsn)}")
+
+    def _dsn(self, parameters: Mapping[str, str] | None) -> str:
+        if not parameters:
+            return ""
+        self._require("DSN")
+        return "".join(f" {name}={value}" for name, value in parameters.items())
 
     def data(self) -> bytes:
         """The content may follow once 354 has come; nothing may be sent in between (RFC 2920 §3.1)."""
@@ -96,10 +119,10 @@ class ClientMachine:
             raise LocalError(f"{verb} in the middle of a message; end_of_data() comes first")
         if "DATA" in self._pending:
             raise LocalError(f"{verb} before the reply to DATA was read")
-        if not line.isascii() or _CONTROL.search(line):
+        if not (line.isascii() or self._utf8) or _CONTROL.search(line):
             raise LocalError(f"a command is printable ASCII, and {line!r} is not")
         self._pending.append(verb)
-        return f"{line}\r\n".encode("ascii")
+        return f"{line}\r\n".encode()
 
     def _require(self, extension: str) -> None:
         if extension not in self.extensions:
