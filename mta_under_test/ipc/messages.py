@@ -82,9 +82,6 @@ class Kind(enum.IntEnum):
     # Of queue and scheduler.
     DELAYED = 100  # scheduler → queue: evpid: its sender is to be warned
 
-
-KINDS = {int(kind): kind for kind in Kind}  # quicker than the call that an enum offers
-
     # Inbound sessions: names of addresses, filters, and sessions of this machine's own clients.
     SERVER_NAME = 70  # smtp → lookup: request id; table, NUL, our address; answer: ; our name there, or nothing
     CLIENT_NAME = 71  # smtp → lookup: request id; address; answer: 1 when the name leads back; name, or nothing
@@ -93,6 +90,9 @@ KINDS = {int(kind): kind for kind in Kind}  # quicker than the call that an enum
     FILTER_DATA = 74  # smtp → lookup: request id, session, is last; filter, NUL, content; answer: is over; content
     FILTER_OVER = 75  # smtp → lookup: session: what of a message is with filters is not wanted any more
     SMTP_SESSION = 76  # control → smtp: request id; answer with the client's end of a session's socket
+
+
+KINDS = {int(kind): kind for kind in Kind}  # quicker than the call that an enum offers
 
 
 class Delivery(enum.IntEnum):
