@@ -29,7 +29,7 @@ SESSIONS = 20
 MESSAGES_A_SESSION = 100
 SCHEDULER_BYTES = 1024  # for each message
 FLAT_BYTES = 16
-WARM_UP = 10_000  # more than the journal holds, so that its index has been as large as it gets
+WARM_UP = 20_000  # more than the journal holds, so that its index has been as large as it gets
 CONFIGURATION = """\
 listen on 127.0.0.1 port 0
 action "out" relay host smtp://127.0.0.1:9
