@@ -23,6 +23,7 @@ from collections.abc import Callable
 from typing import NamedTuple, NoReturn
 
 import msgspec
+import setproctitle
 
 from mta_under_test.config import Config, LocalAction, MaildirAction, MboxAction, MdaAction
 from mta_under_test.processes import mda_agents
@@ -262,6 +263,7 @@ def _be(job: Job, plan: Plan, delimiter: str, stdin: int, output: int) -> NoRetu
     status = mda_agents.EX_TEMPFAIL
     try:
         gc.disable()
+        setproctitle.setproctitle(f"smtpd: delivery for {job.user}")
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE, signal.SIGXFSZ):
             signal.signal(number, signal.SIG_DFL)

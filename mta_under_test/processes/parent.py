@@ -191,6 +191,7 @@ def serve(start: Start, births: Mapping[str, Birth] = BIRTHS) -> int:
 def _be(role: str, start: Start, ends: Mapping[str, Sockets], birth: Birth) -> NoReturn:
     """In the child: keep what is the role's, close the rest, serve, exit."""
     status = 1
+    setproctitle.setproctitle(f"smtpd: {role}")
     try:
         for name, others in ends.items():
             if name != role:

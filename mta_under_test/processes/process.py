@@ -20,7 +20,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn, TypeVar
 
-import setproctitle
 import uvloop
 
 from mta_under_test.config import Config, Listener
@@ -127,7 +126,6 @@ class Process:
 
     def run(self) -> int:
         """Serve until told to stop. Returns the exit status."""
-        setproctitle.setproctitle(f"smtpd: {self.role}")
         # The parent decides when the daemon ends, whoever in the terminal's process group is interrupted.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)

@@ -312,6 +312,7 @@ class Transfer(Process):
     def release(self, relay: Relay, count: int) -> None:
         """Let scheduler send some of the envelopes that are held for the relay; 0 for all."""
         relay.held = max(0, relay.held - count) if count else 0
+        relay.awaits_released = True
         self.tell("queue", Kind.HOLDQ_RELEASE, relay.id, count)
 
     def _cancel_timer(self, relay: Relay) -> None:

@@ -61,7 +61,7 @@ class Arrivals:
         transfer = self._transfer
         key = relay_key(action, host, arrival, transfer.config.hostname, transfer.mx_port)
         limits = transfer.config.domain_limits.get(key.domain.name, transfer.config.relay_limits)
-        relay = transfer.map.relay(key, action, limits)
+        relay = transfer.map.relay(key, limits)
         self._relays[relay] = None
         msgid = arrival.evpid >> 32
         task = relay.incoming.get(msgid)
@@ -85,6 +85,7 @@ class Arrivals:
         for relay in relays:
             relay.tasks.extend(relay.incoming.values())
             relay.incoming.clear()
+            relay.awaits_released = False
             if evpids := self._holding.pop(relay, None):
                 self._transfer.hold(relay, evpids)
                 if not relay.tasks:
@@ -111,11 +112,11 @@ class Arrivals:
 def relay_key(action: RelayAction, host: RelayHost | None, arrival: Arrival, hostname: str, mx_port: int) -> RelayKey:
     """The relay that an envelope waits at; its destination is `host`, or else its recipient's domain."""
     if host is not None:
-        return RelayKey(action.name, DomainKey("host", host.host.lower()), host.port, host.scheme, host.label)
+        return RelayKey(action, DomainKey("host", host.host.lower()), host.port, host.scheme, host.label)
     domain = arrival.dest.rpartition("@")[2].lower()
     ours = arrival.smtpname or hostname
     key = DomainKey("backup", domain, action.backup_mx or ours) if action.backup else DomainKey("mx", domain, ours)
-    return RelayKey(action.name, key, mx_port, "smtp", "")
+    return RelayKey(action, key, mx_port, "smtp", "")
 
 
 def sender_of(action: RelayAction, envelope: Envelope) -> str:

@@ -12,7 +12,7 @@ import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from mta_under_test.config import RelayAction, RelayLimits
+from mta_under_test.config import RelayLimits
 from mta_under_test.processes.transfer_routes import (
     MX,
     Connector,
@@ -60,14 +60,15 @@ class Map:
 
     # ---- relays come, learn where to go, and leave
 
-    def relay(self, key: RelayKey, action: RelayAction, limits: RelayLimits) -> Relay:
+    def relay(self, key: RelayKey, limits: RelayLimits) -> Relay:
         relay = self.relays.get(key)
         if relay is None:
             domain = self.domains.get(key.domain)
             if domain is None:
                 domain = self.domains[key.domain] = Domain(key.domain)
             domain.references += 1
-            relay = self.relays[key] = Relay(next(self._relay_ids), key, action, domain, limits)
+            relay = self.relays[key] = Relay(next(self._relay_ids), key, domain, limits)
+        relay.limits = limits
         return relay
 
     def resolved(self, domain: Domain, exchanges: Sequence[Exchange], now: float) -> None:

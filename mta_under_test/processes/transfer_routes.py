@@ -49,7 +49,7 @@ class DomainKey(NamedTuple):
 class RelayKey(NamedTuple):
     """What makes two envelopes go the same way."""
 
-    action: str
+    action: RelayAction  # by its value: after a reload, mail goes by the new one at once
     domain: DomainKey
     port: int
     scheme: str
@@ -164,7 +164,7 @@ class Connector:
 
 class Relay:
     __slots__ = (
-        "action",
+        "awaits_released",
         "connecting",
         "connectors",
         "domain",
@@ -175,19 +175,19 @@ class Relay:
         "is_dropped",
         "key",
         "last_connect",
-        "last_error", "last_progress",
+        "last_error",
+        "last_progress",
         "limits",
         "on_hold",
         "sessions",
         "sourcing",
         "tasks",
         "timer",
-    )  # fmt: skip
+    )
 
-    def __init__(self, number: int, key: RelayKey, action: RelayAction, domain: Domain, limits: RelayLimits) -> None:
+    def __init__(self, number: int, key: RelayKey, domain: Domain, limits: RelayLimits) -> None:
         self.id = number
         self.key = key
-        self.action = action
         self.domain = domain
         self.limits = limits
         self.tasks: deque[Task] = deque()
@@ -203,7 +203,12 @@ class Relay:
         self.timer: TimerHandle | None = None  # runs until the next connect is polite
         self.on_hold = False  # envelopes that come now are held back in scheduler
         self.held = 0  # envelopes that are, at most
+        self.awaits_released = False  # some of them are on their way here
         self.is_dropped = False
+
+    @property
+    def action(self) -> RelayAction:
+        return self.key.action
 
     @property
     def idle(self) -> bool:

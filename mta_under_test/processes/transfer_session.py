@@ -30,6 +30,7 @@ SESSION_TIMEOUT_S = 300.0
 MAX_HOPS = 100  # Received fields; checked when relaying, as February 2013 did
 HEADER_BYTES = 1 << 16  # that the hops are counted in
 READ_BYTES = 1 << 16
+RELEASE_S = 1  # that a session waits for envelopes which scheduler was asked to release
 LOCAL_ERRORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)  # this process's trouble, no host's
 SOURCE_ERRORS = (errno.EADDRNOTAVAIL, errno.EACCES, errno.EPERM, errno.EADDRINUSE)
 
@@ -99,11 +100,14 @@ class Session:
         pause_s = limits.session_transaction_delay
         if pause_s and self.accepted + self.refused and not await self.stream.idle(pause_s):
             return None
-        if (task := self.transfer.next_task(self.relay)) is not None or not limits.session_keepalive:
+        if (task := self.transfer.next_task(self.relay)) is not None:
             return task
+        patience_s = max(limits.session_keepalive, RELEASE_S if self.relay.awaits_released else 0)
+        if not patience_s:
+            return None
         self.relay.idle_sessions.append(self)
         try:
-            is_there = await self.stream.idle(limits.session_keepalive)
+            is_there = await self.stream.idle(patience_s)
         finally:
             if self in self.relay.idle_sessions:
                 self.relay.idle_sessions.remove(self)

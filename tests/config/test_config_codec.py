@@ -14,13 +14,14 @@ CONFIGURATION = """
 table users { "bob" = "1000:1000:/home/bob" }
 table list { a, b }
 table aliases file:aliases
-filter "no" phase connect match src <list> reject "550 go away"
+table nets { 10.0.0.0/8 }
+filter "no" phase connect match src <nets> reject "550 go away"
 filter "prog" proc-exec "/bin/prog -v"
 filter "both" chain { "no", "prog" }
 mda wrapper "w" "/bin/nice %{mda}"
 mda limit max-session 3
-mta limit max-mail-per-session 5
-mta limit max-conn-per-host 3 for domain example.org
+mta limit session-mail-max 5
+mta limit for domain example.org max-conn-per-host 3
 smtp max-message-size 1M
 queue ttl 2d
 listen on 127.0.0.1 port 2525 tag T filter "both"

@@ -27,6 +27,10 @@ def until(condition: Callable[[], object], what: str, timeout_s: float = WAIT_S)
         time.sleep(0.01)
 
 
+def _is_named(process: psutil.Process) -> bool:
+    return (process.cmdline() or [""])[0].startswith("smtpd: ")
+
+
 class Smtpd:
     """The daemon, its log, its control socket, and clients for it."""
 
@@ -57,9 +61,7 @@ class Smtpd:
         assert self.process.poll() is None, self.log()
         self.ports = [int(port) for port in re.findall(r"listening on \S+ port (\d+)", self.log()[began:])]
         self.family = [psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children()]
-        until(
-            lambda: all((one.cmdline() or [""])[0].startswith("smtpd: ") for one in self.family), "all have their names"
-        )
+        until(lambda: all(map(_is_named, self.family)), "every process has its name")
 
     def log(self) -> str:
         return self.log_path.read_text()
@@ -75,8 +77,14 @@ class Smtpd:
             return client.stats()
 
     def pid_of(self, role: str) -> int:
-        (pid,) = (process.pid for process in self.family if process.cmdline()[0] == f"smtpd: {role}")
-        return pid
+        found: list[int] = []
+
+        def titled() -> list[int]:  # a process names itself a moment after it was born
+            found[:] = (process.pid for process in self.family if process.cmdline()[0] == f"smtpd: {role}")
+            return found
+
+        until(titled, f"a process smtpd: {role}")
+        return found[0]
 
     def descriptors(self, role: str) -> list[str]:
         links = []

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import os
+import signal
+import smtplib
+import sqlite3
 import stat
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import psutil
 import pytest
 
+from harness import agent
+from harness.probes import agent as agent_probe
 from tests.processes.daemon import Smtpd, until
 from tests.processes.local import GID, UID, Place
 
@@ -343,3 +349,110 @@ def test_deliveries_leave_no_descriptor_and_no_process(start_smtpd: StartSmtpd, 
     children = psutil.Process(smtpd.process.pid).children(recursive=True)
     assert len(children) == len(smtpd.family) - 1
     assert smtpd.stats()["parent.mda"] == 0
+
+
+@pytest.mark.parametrize("action", ["maildir", 'mda "/bin/true"'])
+def test_deliveries_leave_no_object(
+    start_smtpd: StartSmtpd, place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, action: str
+) -> None:
+    directory = tmp_path / "agent"
+    directory.mkdir()
+    directory.chmod(0o1777)
+    for name, value in agent.environment(directory).items():
+        monkeypatch.setenv(name, value)
+    place.forward("bob", "\\bob, eve\n")
+    smtpd = start_smtpd(config(place, action))
+    roles = {process.pid: process.cmdline()[0] for process in smtpd.family}
+
+    def deliver(count: int) -> dict[str, int]:
+        before = smtpd.stats().get("mda.delivery.ok", 0)
+        with smtpd.smtp() as client:
+            for _ in range(count):
+                client.sendmail("a@sender.test", ["bob@here.test"], "Subject: hi\r\n\r\nhello\r\n")
+        until(lambda: smtpd.stats().get("mda.delivery.ok") == before + 2 * count, "deliveries")
+        until(lambda: at_rest(smtpd), "rest")
+        readings = agent_probe.ask(directory, list(roles)).readings
+        return {roles[pid]: reading.blocks for pid, reading in readings.items()}
+
+    deliver(60)
+    before = deliver(10)
+    after = deliver(60)
+    assert len(after) == len(roles), "every process answers, whoever and wherever it is"
+    grown = {role: after[role] - before[role] for role in after}
+    assert all(growth < 60 for growth in grown.values()), grown  # less than one object a message
+
+
+# ---- crashes
+
+
+@pytest.mark.parametrize("role", ["delivery", "parent", "queue"])
+def test_a_crash_after_a_delivery_and_before_its_report_is_a_duplicate_and_no_loss(
+    start_smtpd: StartSmtpd, place: Place, role: str
+) -> None:
+    program = script(place, 'cat > "$HOME/mail.$$"; test -e $HOME/died || { touch $HOME/there; exec sleep 1000; }')
+    smtpd = start_smtpd(config(place, f'mda "{program}"'))
+    smtpd.send("bob@here.test", text="Subject: once\r\n\r\nor twice\r\n")
+    home = place.home("bob")
+    until((home / "there").exists, "the delivery")
+    os.kill(smtpd.process.pid if role == "parent" else smtpd.pid_of(role), signal.SIGKILL)
+    smtpd.process.wait(20)
+    psutil.wait_procs(smtpd.family, timeout=20)
+    (home / "died").touch()
+    smtpd.start()
+    until(lambda: smtpd.stats().get("mda.delivery.ok") == 1, "the second delivery")
+    texts = {path.read_text().partition("Received")[2] for path in home.glob("mail.*")}
+    assert len(list(home.glob("mail.*"))) == 2
+    assert len(texts) == 1
+    until(lambda: not list(smtpd.spool.glob("queue/*/*/*")), "an empty queue")
+
+
+def test_users_and_aliases_of_a_database(start_smtpd: StartSmtpd, place: Place) -> None:
+    path = place.file("db.sqlite", "")
+    with closing(sqlite3.connect(path, isolation_level=None)) as database:
+        database.executescript(
+            f"""CREATE TABLE users (name, uid, gid, home); CREATE TABLE aliases (name, value);
+            CREATE TABLE domains (name); INSERT INTO domains VALUES ('here.test');
+            INSERT INTO users VALUES ('bob', {UID}, {GID}, '{place.home("bob")}');
+            INSERT INTO aliases VALUES ('info@here.test', 'bob')"""
+        )
+        place.file(
+            "sqlite.conf",
+            f"dbpath {path}\nquery_userinfo SELECT uid, gid, home FROM users WHERE name = ?\n"
+            "query_alias SELECT value FROM aliases WHERE name = ?\n"
+            "query_domain SELECT name FROM domains WHERE name = ?\n",
+        )
+        smtpd = start_smtpd(
+            f"{LISTEN}table db sqlite:{place.root}/sqlite.conf\n"
+            'action "local" maildir virtual <db> userbase <db>\nmatch from any for domain <db> action "local"\n'
+        )
+        smtpd.send("info@here.test")
+        until(lambda: place.mail("bob"), "delivery")
+        database.execute("BEGIN EXCLUSIVE")
+        with smtpd.smtp() as client:
+            client.ehlo()
+            client.mail("a@sender.test")
+            assert client.rcpt("info@here.test") == (451, b"4.3.0 Temporary failure: a table does not answer")
+            database.execute("ROLLBACK")
+            assert client.rcpt("info@here.test")[0] == 250
+            assert client.rcpt("x@there.test")[0] == 550
+
+
+def test_users_of_a_passwd_file(start_smtpd: StartSmtpd, place: Place) -> None:
+    place.file("passwd", f"# mail users\nbob:*:{UID}:{GID}:Bob:{place.home('bob')}:/bin/false\n")
+    smtpd = start_smtpd(
+        f'{LISTEN}table users passwd:{place.root}/passwd\naction "local" maildir userbase <users>\n{MATCH}'
+    )
+    smtpd.send("bob@here.test")
+    until(lambda: place.mail("bob"), "delivery")
+    with pytest.raises(smtplib.SMTPRecipientsRefused):
+        smtpd.send("eve@here.test")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can deliver as somebody else")
+def test_one_user_delivers_for_all(start_smtpd: StartSmtpd, place: Place) -> None:
+    """Virtual users need no account: whoever the recipient, `nobody` delivers."""
+    path = place.home("all") / "%{dest.domain}" / "%{dest.user:strip}"
+    smtpd = start_smtpd(f'{LISTEN}action "local" maildir "{path}" user nobody\n{MATCH}')
+    smtpd.send("zoe+x@here.test", "ann@here.test")
+    until(lambda: len(list(place.home("all").glob("here.test/*/new/*"))) == 2, "deliveries")
+    assert {path.parent.parent.name for path in place.home("all").rglob("new/*")} == {"zoe", "ann"}

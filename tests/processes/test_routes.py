@@ -293,6 +293,18 @@ def test_a_relay_with_too_many_tasks_has_envelopes_held(start: Callable[..., Smt
     assert not mx.ledger().duplicated
 
 
+def test_a_session_waits_for_the_envelopes_that_are_released(start: Callable[..., Smtpd], mx: RemoteMX) -> None:
+    mx.set_policy("refusing", "rcpt=550")
+    mx.shut_gate("refusing")
+    smtpd = start("mta limit task-hiwat 2 task-lowat 1 task-release 1 max-conn-per-host 1")
+    submit(smtpd, 30)
+    until(lambda: smtpd.stats()["scheduler.envelope.held"] == 28, "held envelopes")
+    mx.open_gate("refusing")
+    until(lambda: mx.ledger().listeners["refusing"].refused_messages == 30, "30 refusals")
+    assert mx.ledger().listeners["refusing"].sessions == 1
+    until(lambda: on_the_map(smtpd) == {}, "an empty map")
+
+
 def test_held_envelopes_are_let_go_when_the_relay_is_given_up(start: Callable[..., Smtpd], mx: RemoteMX) -> None:
     mx.shut_gate("refusing")
     smtpd = start("mta limit task-hiwat 10 task-lowat 5 task-release 5")

@@ -132,13 +132,13 @@ def test_a_watcher_that_sleeps_slows_nobody_and_is_told_what_it_missed(
 def test_watchers_that_vanish_leave_nothing_behind(smtpd: Smtpd, tmp_path: Path) -> None:
     smtpd.send("x@accepted.test")
     until(smtpd.at_rest, "rest")
-    before = sorted(smtpd.descriptors("control"))
+    before = set(smtpd.descriptors("control"))
     for number in range(3):
         with watcher(smtpd, tmp_path / f"{number}", "trace", "all") as process:
             process.kill()
             process.wait(10)
             until(lambda: smtpd.stats()["control.watching"] == 0, "it is forgotten")
-    until(lambda: sorted(smtpd.descriptors("control")) == before, "control's descriptors as before")
+    until(lambda: set(smtpd.descriptors("control")) <= before, "no descriptor that was not there before")
     until(lambda: smtpd.stats()["control.session"] == 1, "no connection but the one that asks")
 
 

@@ -203,7 +203,14 @@ def test_a_remote_mx_that_resets_at_once_defers(smtpd: Smtpd, mx: RemoteMX) -> N
     mx.set_policy("refusing", "connect=drop/2")
     for number in range(8):
         smtpd.send("x@accepted.test", text=message(number))
-    until(lambda: len(mx.ledger().delivered) == 8, "delivery")
+    with smtpd.control() as control:
+
+        def go_on() -> bool:
+            control.ask(Kind.RESUME_ROUTE, 0)
+            control.ask(Kind.SCHEDULE, 0)
+            return len(mx.ledger().delivered) == 8
+
+        until(go_on, "delivery")
     assert mx.ledger().listeners["refusing"].dropped_sessions > 0
     until(smtpd.at_rest, "rest")
 

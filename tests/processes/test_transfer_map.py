@@ -24,8 +24,6 @@ from mta_under_test.processes.transfer_routes import (
 from mta_under_test.processes.transfer_show import duration
 from mta_under_test.wire.exchange import Exchange, decode, encode
 
-ACTION = RelayAction(name="out")
-
 
 def relay_to(
     where: Map,
@@ -36,8 +34,8 @@ def relay_to(
     **limits: Any,
 ) -> Relay:
     """A relay; addresses are `ADDRESS` or `PREFERENCE ADDRESS`."""
-    key = RelayKey(action, DomainKey("mx", name), 25, "smtp", "")
-    relay = where.relay(key, ACTION, RelayLimits(**limits))
+    key = RelayKey(RelayAction(name=action), DomainKey("mx", name), 25, "smtp", "")
+    relay = where.relay(key, RelayLimits(**limits))
     if relay.domain.exchanges is None:
         exchanges = []
         for place, text in enumerate(addresses):
@@ -132,6 +130,15 @@ def test_relays_of_two_actions_share_their_domain() -> None:
     assert one.domain is other.domain
     where.drop(one)
     assert other.domain.exchanges is not None
+
+
+def test_after_a_reload_new_settings_make_a_new_relay_and_new_limits_hold_for_the_old_one() -> None:
+    where = Map()
+    key = RelayKey(RelayAction(name="out"), DomainKey("mx", "a.test"), 25, "smtp", "")
+    relay = where.relay(key, RelayLimits())
+    assert where.relay(key, RelayLimits(max_conn_per_host=1)) is relay
+    assert relay.limits.max_conn_per_host == 1
+    assert where.relay(key._replace(action=RelayAction(name="out", helo="x.test")), RelayLimits()) is not relay
 
 
 def test_a_relay_with_a_task_is_not_idle() -> None:
