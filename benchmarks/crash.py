@@ -163,9 +163,21 @@ class Daemon:
         shutil.rmtree(self.shadow)
         (self.directory / "smtpd.conf").write_text(CONFIGURATION.format(port=0, sink=self._sink))
         command = [sys.executable, __file__, "--role", "daemon", "--shadow", os.fspath(self.shadow), "--"]
+        # Whose processes stay who we are: the recorder must reach its copy, and read /proc.
+        root = ["--user", "root"] if os.geteuid() == 0 else []
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
-                [*command, "-d", "-f", self.directory / "smtpd.conf", "--spool", self.spool, "--socket", self.socket],
+                [
+                    *command,
+                    "-d",
+                    "-f",
+                    self.directory / "smtpd.conf",
+                    "--spool",
+                    self.spool,
+                    "--socket",
+                    self.socket,
+                    *root,
+                ],
                 stderr=log,
             )
         deadline = time.monotonic() + START_S

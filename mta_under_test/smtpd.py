@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None, births: Mapping[str, parent.Birth] =
         if options.n:
             print("configuration OK", file=sys.stderr)
             return 0
-        open_store(options.queue, options.spool).close()
+        open_store("disk", options.spool).close()  # also where no mail is kept: offline/ is there, and queue's root
         drop = privileges.plan(options.user)
         if drop is not None:
             privileges.own_spool(options.spool, drop.queue)

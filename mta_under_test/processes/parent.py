@@ -24,6 +24,7 @@ import uvloop
 
 from mta_under_test.ipc.channel import Channel, Message
 from mta_under_test.ipc.messages import Kind
+from mta_under_test.processes import offline
 from mta_under_test.processes.control import Control
 from mta_under_test.processes.delivery import Delivery
 from mta_under_test.processes.filter_birth import start_programs
@@ -91,6 +92,7 @@ class Parent(Services):
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._asked_to_stop, signal.Signals(number).name)
         loop.add_signal_handler(signal.SIGHUP, self._hung_up)
+        self.spawn(offline.watch(self), "offline")
         logger.info("ready")
 
     async def finish(self) -> None:

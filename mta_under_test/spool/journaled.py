@@ -27,7 +27,8 @@ from mta_under_test.spool.journal import COMMIT, DELETE, Journal, Place, commit_
 from mta_under_test.spool.store import Batch, CorruptEnvelope, SpoolError
 from mta_under_test.wire.envelope import Envelope, EnvelopeError, decode, encode, evpid_text, msgid_of, msgid_text
 
-SEGMENT_BYTES = 16 << 20  # a journal that is larger is settled even when the queue is busy
+SEGMENT_BYTES = 8 << 20  # a journal that is larger is settled even when the queue is busy
+_LENGTH_BITS = 28  # of a text in a journal; a record is no longer (journal.MAX_RECORD_BYTES)
 PENDING_ENVELOPES = 100  # of one message that are held in memory; one with more is written to files
 
 
@@ -43,17 +44,37 @@ class Pending:
 
 
 class Recent:
-    """A committed message that stands in a journal. `filed`: its message file was made, its envelopes' were not."""
+    """A committed message that stands in a journal. `filed`: its message file was made, its envelopes' were not.
 
-    __slots__ = ("content", "filed", "texts")
+    There is one for each message that waits for `settle`, so where its texts stand is packed: offset and length in one
+    number, for those in `journal`; a Place for a text that was updated since.
+    """
 
-    def __init__(self, content: Place, texts: dict[int, Place]) -> None:
+    __slots__ = ("content", "filed", "journal", "texts")
+
+    def __init__(self, journal: Journal, content: int, texts: dict[int, int | Place]) -> None:
+        self.journal = journal
         self.content = content
         self.texts = texts
         self.filed = False
 
+    def place(self, packed: int | Place) -> Place:
+        if isinstance(packed, Place):
+            return packed
+        return Place(self.journal, packed >> _LENGTH_BITS, packed & (1 << _LENGTH_BITS) - 1)
+
+    def read(self) -> dict[int, bytes]:
+        return {evpid: self.place(text).read() for evpid, text in self.texts.items()}
+
+    def read_content(self) -> bytes:
+        return self.place(self.content).read()
+
     def stands_in(self, journals: Sequence[Journal]) -> bool:
-        return self.content.journal in journals or any(text.journal in journals for text in self.texts.values())
+        return self.journal in journals or any(self.place(text).journal in journals for text in self.texts.values())
+
+
+def _packed(offset: int, length: int) -> int:
+    return offset << _LENGTH_BITS | length
 
 
 class JournalBatch(Batch):
@@ -190,8 +211,10 @@ class JournaledSpool:
             assert journal is not None
             pending = self._pending[msgid]
             assert pending.content is not None
-            texts = {evpid: Place(journal, at + places[evpid], len(text)) for evpid, text in pending.texts.items()}
-            self._recent[msgid] = Recent(Place(journal, at + content_at, len(pending.content)), texts)
+            texts: dict[int, int | Place] = {
+                evpid: _packed(at + places[evpid], len(text)) for evpid, text in pending.texts.items()
+            }
+            self._recent[msgid] = Recent(journal, _packed(at + content_at, len(pending.content)), texts)
             at += length
         for msgid in batch.msgids:
             del self._pending[msgid]
@@ -227,7 +250,7 @@ class JournaledSpool:
         recent = self._recent.get(msgid)
         if recent is not None and not recent.filed:
             with self._failures("cannot read the journal"):
-                content = recent.content.read()
+                content = recent.read_content()
             self.files.file_message(msgid, content)
             recent.filed = True
         return self.files.message_fd(msgid)
@@ -257,7 +280,10 @@ class JournaledSpool:
     def _place_of(self, evpid: int) -> Place | None:
         """Where in a journal the envelope's text stands; None: in its file, if anywhere."""
         recent = self._recent.get(evpid >> 32)
-        return self._updated.get(evpid) if recent is None else recent.texts.get(evpid)
+        if recent is None:
+            return self._updated.get(evpid)
+        packed = recent.texts.get(evpid)
+        return None if packed is None else recent.place(packed)
 
     def update(self, evpid: int, envelope: Envelope) -> None:
         recent = self._recent.get(evpid >> 32)
@@ -346,8 +372,8 @@ class JournaledSpool:
             self._settle_update(which)
         elif (recent := self._recent.get(which)) is not None:
             with self._failures("cannot read the journal"):
-                texts = {evpid: place.read() for evpid, place in recent.texts.items()}
-                content = None if recent.filed else recent.content.read()
+                texts = recent.read()
+                content = None if recent.filed else recent.read_content()
             self._must_sync = True
             self.files.file(which, content, texts)
             del self._recent[which]
@@ -433,7 +459,8 @@ class JournaledSpool:
             for record in journal.records():
                 if record.kind == COMMIT:
                     assert record.content is not None
-                    live[record.number] = Recent(record.content, record.texts)
+                    content = _packed(record.content.offset, record.content.length)
+                    live[record.number] = Recent(journal, content, {**record.texts})
                     continue
                 recent = live.get(record.number >> 32)
                 if recent is None:
@@ -445,8 +472,7 @@ class JournaledSpool:
         for msgid, recent in live.items():
             self.files.remove(msgid)
             if recent.texts:
-                texts = {evpid: place.read() for evpid, place in recent.texts.items()}
-                self.files.file(msgid, recent.content.read(), texts)
+                self.files.file(msgid, recent.read_content(), recent.read())
         for evpid, place in updated.items():
             if not self.files.has_envelope(evpid):
                 continue
@@ -460,8 +486,8 @@ class JournaledSpool:
             place = self._updated.get(evpid)
             yield evpid, envelope if place is None else self._decoded(evpid, place)
         for recent in self._recent.values():
-            for evpid, place in recent.texts.items():
-                yield evpid, self._decoded(evpid, place)
+            for evpid, packed in recent.texts.items():
+                yield evpid, self._decoded(evpid, recent.place(packed))
 
     @contextmanager
     def _failures(self, what: str) -> Iterator[None]:

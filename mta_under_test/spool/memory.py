@@ -12,6 +12,8 @@ from mta_under_test.spool.disk import ID_TRIES, ids_at_random
 from mta_under_test.spool.store import Batch, SpoolError
 from mta_under_test.wire.envelope import Envelope, EnvelopeError, decode, encode, evpid_text, msgid_of, msgid_text
 
+CHUNK_BYTES = 1 << 16
+
 
 class Kept:
     """A message in memory: an anonymous file (memfd_create(2)), and the texts of its envelopes."""
@@ -44,7 +46,10 @@ class RamStore:
         raise SpoolError(f"no unused id found in {ID_TRIES} tries")
 
     def open_message(self, msgid: int) -> int:
-        return self._opened(self._get(self._pending, msgid), os.O_RDWR)
+        try:
+            return os.dup(self._get(self._pending, msgid).descriptor)
+        except OSError as error:
+            raise SpoolError(f"cannot open the message: {error.strerror}") from error
 
     def put_message(self, msgid: int, content: bytes) -> None:
         view = memoryview(content)
@@ -83,7 +88,17 @@ class RamStore:
             kept.close()
 
     def message_fd(self, msgid: int) -> int:
-        return self._opened(self._get(self._queue, msgid), os.O_RDONLY)
+        """A copy: a duplicate would share its position, and /proc is out of sight in a changed root."""
+        kept = self._get(self._queue, msgid)
+        try:
+            copy = os.memfd_create(f"message {msgid_text(msgid)}")
+            at = 0
+            while chunk := os.pread(kept.descriptor, CHUNK_BYTES, at):
+                at += os.write(copy, chunk)
+            os.lseek(copy, 0, os.SEEK_SET)
+        except OSError as error:
+            raise SpoolError(f"cannot open the message: {error.strerror}") from error
+        return copy
 
     def envelopes(self, msgid: int) -> list[int]:
         return sorted(self._get(self._queue, msgid).texts)
@@ -144,14 +159,6 @@ class RamStore:
         if kept is None:
             raise SpoolError(f"message {msgid_text(msgid)}: there is none")
         return kept
-
-    @staticmethod
-    def _opened(kept: Kept, flags: int) -> int:
-        """A descriptor with a position of its own."""
-        try:
-            return os.open(f"/proc/self/fd/{kept.descriptor}", flags | os.O_CLOEXEC)
-        except OSError as error:
-            raise SpoolError(f"cannot open the message: {error.strerror}") from error
 
 
 class NullStore(RamStore):
