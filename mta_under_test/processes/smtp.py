@@ -29,6 +29,7 @@ from mta_under_test.wire.server import Limits
 
 MAX_FAILED_RECIPIENTS = 50  # of a session (SMTP_KICK_RCPTFAIL, February 2013)
 MAX_USELESS_COMMANDS = 100  # between accepted messages; February 2013 had 5, and 2015 took the limit away as too low
+ACCEPT_AT_ONCE = 32
 ACCEPT_RETRY_S = 1.0  # when descriptors ran out: accept again after this, or as soon as a session ends
 
 logger = logging.getLogger("smtpd")
@@ -141,6 +142,13 @@ class Smtp(Process):
         self._accept_on()
 
     def _accept(self, listener: Listener, sock: socket.socket) -> None:
+        """Several at once: a crowd must not overflow the backlog, where clients wait a second and more."""
+        for _ in range(ACCEPT_AT_ONCE):
+            if not self._accepting or not self._accept_one(listener, sock):
+                return
+
+    def _accept_one(self, listener: Listener, sock: socket.socket) -> bool:
+        """False when nobody waits any more, or nobody can be let in for now."""
         try:
             connection, source = sock.accept()
         except OSError as error:
@@ -150,17 +158,18 @@ class Smtp(Process):
                 if refused is not None:
                     self.stats["smtp.turned-away"] += 1
                     self.admission.part_from(refused, self._farewell(listener, "Out of descriptors"))
-                    return
+                    return True
                 # A listening socket stays readable: without a pause this would spin (Stalwart aad2cbcd).
                 logger.warning("cannot accept: %s; waiting for a session to end", error.strerror)
                 self._accept_off()
                 self._retry = asyncio.get_running_loop().call_later(ACCEPT_RETRY_S, self._accept_again)
-            return
+            return False
         if self.admission.is_full:
             self.stats["smtp.turned-away"] += 1
             turn_away(connection, self._farewell(listener, "Too many connections"))
-            return
+            return True
         self._begin(listener, connection, source[:2])
+        return True
 
     def _farewell(self, listener: Listener, why: str) -> bytes:
         """Nothing where TLS should come first: there is no way to say it."""
