@@ -22,6 +22,7 @@ import os
 import socket
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from mta_under_test.config import Config, ConfigError, Listener, load
@@ -33,7 +34,9 @@ from mta_under_test.processes.filter_birth import FilterError
 from mta_under_test.processes.listening import BACKLOG, ListenError, bind
 from mta_under_test.processes.privileges import Drop, PrivilegeError
 from mta_under_test.processes.process import DEFAULT_RESOLV_CONF, Start
+from mta_under_test.processes.tls_settings import load_secrets
 from mta_under_test.spool import BACKENDS, SpoolError, open_store
+from mta_under_test.tls import TlsError
 
 DEFAULT_CONFIG = Path("/etc/smtpd.conf")
 DEFAULT_SPOOL = Path("/var/spool/smtpd")
@@ -50,6 +53,7 @@ def main(argv: Sequence[str] | None = None, births: Mapping[str, parent.Birth] =
     options = _parser().parse_args(argv)
     try:
         config = load(options.f)
+        secrets = load_secrets(config)
         if options.n:
             print("configuration OK", file=sys.stderr)
             return 0
@@ -57,8 +61,8 @@ def main(argv: Sequence[str] | None = None, births: Mapping[str, parent.Birth] =
         drop = privileges.plan(options.user)
         if drop is not None:
             privileges.own_spool(options.spool, drop.queue)
-        start = _bind_all(config, options, drop)
-    except (ConfigError, StartError, ListenError, SpoolError, PrivilegeError) as error:
+        start = replace(_bind_all(config, options, drop), secrets=secrets)
+    except (ConfigError, TlsError, StartError, ListenError, SpoolError, PrivilegeError) as error:
         print(error, file=sys.stderr)
         return 2
     _log_to(options)

@@ -47,6 +47,12 @@ def spoken(event: server.Asked) -> str:
             return "QUIT"
         case server.Refused(line=line):
             return line.decode("ascii", errors="backslashreplace")
+        case server.StartTls():
+            return "STARTTLS"
+        case server.Auth(mechanism=mechanism):
+            return f"AUTH {mechanism}"
+        case server.AuthResponse():
+            return "(authentication)"
         case server.Connected():
             return "(connected)"
 

@@ -35,7 +35,7 @@ class Kind(enum.IntEnum):
     REMOVE = 24  # → scheduler: request id, evpid or msgid or 0 (all); scheduler → queue: evpid
     # A message on its way in.
     CREATE_MESSAGE = 30  # smtp → queue: request id, how many; answer: so many msgids
-    EXPAND = 31  # smtp, queue → lookup: request id, msgid; ASCII envelope; answered by queue, or FAIL by lookup
+    EXPAND = 31  # smtp, queue → lookup: request id, msgid, by TLS?; ASCII envelope; answered by queue, or FAIL
     SUBMIT_ENVELOPE = 32  # lookup → queue: request id, msgid; ASCII envelope
     COMMIT_ENVELOPES = 33  # lookup → queue: request id, msgid; name of the process that asked
     OPEN_MESSAGE = 34  # smtp → queue: request id, msgid; answer with a writable descriptor
@@ -68,6 +68,10 @@ class Kind(enum.IntEnum):
     CONFIG = 88  # parent → every process: request id; with the descriptor of the new configuration, encoded
     LISTENER = 89  # parent → smtp, before CONFIG: index of the listener; with its socket
     HOSTS = 50  # transfer → lookup: request id; `mx|backup|host NAME [OURS]`; answer: ; lines of wire.exchange
+    # Who somebody is.
+    AUTHENTICATE = 60  # smtp → lookup: request id; table, NUL, user, NUL, password; answered OK or FAIL
+    SYSTEM_HASH = 62  # lookup → parent: request id; a user; answer: ; the hash of the password, or nothing
+    SENDER_OF = 61  # smtp → lookup: request id; table, NUL, user, NUL, address; answered OK or FAIL
     # Routes: what transfer holds back, what smtpctl asks about it, tables that it needs.
     DELIVERY_HOLD = 90  # transfer → queue → scheduler: relay id, evpid, …
     HOLDQ_RELEASE = 91  # transfer → queue → scheduler: relay id, how many (0: all)

@@ -22,7 +22,7 @@ from mta_under_test.config.rules import Facts, Ruleset, open_table
 from mta_under_test.ipc.channel import Message
 from mta_under_test.ipc.messages import Kind
 from mta_under_test.processes.expansion import Expansion, Local, Remote, Undeliverable
-from mta_under_test.processes.filters import FilterDesk
+from mta_under_test.processes.lookup_auth import AuthDesk
 from mta_under_test.processes.lookup_users import LocalWorld, find, read_descriptor
 from mta_under_test.processes.process import Refusal, Sockets, Start, takes
 from mta_under_test.processes.resolver import Resolver, Unresolved
@@ -37,7 +37,7 @@ MAX_TABLE_BYTES = 8192  # of a table's keys, or of a value, in one answer
 logger = logging.getLogger("smtpd")
 
 
-class Lookup(FilterDesk):
+class Lookup(AuthDesk):
     role: ClassVar[str] = "lookup"
 
     def __init__(self, start: Start, sockets: Sockets) -> None:
@@ -48,6 +48,7 @@ class Lookup(FilterDesk):
     async def start(self) -> None:
         self._few = asyncio.Semaphore(MAX_LOOKUPS)
         await self.start_filters()
+        await self.start_auth()
 
     async def configure(self, config: Config) -> None:
         """Open the new tables before anybody lives by them; one that cannot be opened refuses the configuration."""
@@ -66,10 +67,10 @@ class Lookup(FilterDesk):
     @takes(Kind.EXPAND)
     def expand(self, peer: str, message: Message) -> None:
         """Find the action for one recipient and hand the envelope to queue, which answers the asker."""
-        request, msgid = message.integers
+        request, msgid, *secure = message.integers
         self.stats["lookup.expand"] += 1
         envelope = decode(message.text)
-        facts = facts_of(envelope, internal=peer == "queue")
+        facts = facts_of(envelope, internal=peer == "queue", tls=bool(secure and secure[0]))
         try:
             action = self.rules.match(facts)
         except TableError as error:
@@ -180,7 +181,7 @@ class Lookup(FilterDesk):
     def table_value(self, peer: str, message: Message) -> None:
         name, _, key = message.text.decode().partition(" ")
         try:
-            value = self._table(name).lookup(key)
+            value = self.table_called(name).lookup(key)
             if value is not None and len(value) > MAX_TABLE_BYTES:
                 raise TableError(f"the value of {key} in table <{name}> is too long")
         except TableError as error:
@@ -193,7 +194,7 @@ class Lookup(FilterDesk):
     def table_keys(self, peer: str, message: Message) -> None:
         name = message.text.decode()
         try:
-            keys = self._table(name).keys()
+            keys = self.table_called(name).keys()
         except TableError as error:
             self.refuse(peer, message.integers[0], str(error))
             return
@@ -201,7 +202,7 @@ class Lookup(FilterDesk):
         text = "".join(f"{key}\n" for key in keys).encode()[:MAX_TABLE_BYTES]
         self.answer(peer, message.integers[0], text=text[: text.rfind(b"\n") + 1])
 
-    def _table(self, name: str) -> Table:
+    def table_called(self, name: str) -> Table:
         """Raises TableError."""
         try:
             return self.rules.tables[name]
@@ -209,13 +210,15 @@ class Lookup(FilterDesk):
             raise TableError(f"no table <{name}>") from error
 
 
-def facts_of(envelope: Envelope, *, internal: bool) -> Facts:
+def facts_of(envelope: Envelope, *, internal: bool, tls: bool = False) -> Facts:
     """What the rules may ask about. Mail that queue makes itself (bounces) is local, and no session brought it."""
     source = None if internal or not envelope.sockaddr else ipaddress.ip_address(envelope.sockaddr)
     rdns = "" if envelope.hostname == envelope.sockaddr else envelope.hostname
     return Facts(
         source=source,
         rdns=rdns,
+        username=envelope.username,
+        tls=tls,
         tag=envelope.tag,
         helo=envelope.helo,
         sender=envelope.sender,

@@ -36,6 +36,7 @@ from mta_under_test.processes.queue import Queue
 from mta_under_test.processes.reload import ReloadError, reload
 from mta_under_test.processes.scheduler import Scheduler
 from mta_under_test.processes.smtp import Smtp
+from mta_under_test.processes.tls_settings import Secrets
 from mta_under_test.processes.transfer import Transfer
 
 ROLES = ("control", "lookup", "queue", "scheduler", "smtp", "transfer", "delivery")
@@ -185,7 +186,8 @@ def serve(start: Start, births: Mapping[str, Birth] = BIRTHS) -> int:
             sock.close()
     start.close_sockets()
     setproctitle.setproctitle("smtpd: parent")
-    return Parent(start, ends["parent"], children).run()
+    # The keys are with those who speak TLS now.
+    return Parent(replace(start, secrets=Secrets()), ends["parent"], children).run()
 
 
 def _be(role: str, start: Start, ends: Mapping[str, Sockets], birth: Birth) -> NoReturn:
@@ -205,7 +207,7 @@ def _be(role: str, start: Start, ends: Mapping[str, Sockets], birth: Birth) -> N
         if role != "smtp":
             for _, sock in start.smtp:
                 sock.close()
-        process = birth(start, ends[role])
+        process = birth(start if role in ("smtp", "transfer") else replace(start, secrets=Secrets()), ends[role])
         if start.drop is not None:
             process.spool_root = enter(start.drop, role, start.spool)
         status = process.run()

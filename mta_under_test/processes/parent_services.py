@@ -41,6 +41,19 @@ class Services(Process):
         except OSError as error:
             self.refuse(peer, request, f"{home}: {error.strerror or error}")
 
+    @takes(Kind.SYSTEM_HASH)
+    def system_hash(self, peer: str, message: Message) -> None:
+        """One user's, for a login; nothing for a user who is not there or may not log in (shadow(5))."""
+        (request,) = message.integers
+        wanted = message.text.decode(errors="replace")
+        try:
+            lines = Path("/etc/shadow").read_text(encoding="utf-8", errors="replace").splitlines()
+        except OSError as error:
+            self.refuse(peer, request, f"cannot read the system's passwords ({error.strerror}); name a table")
+            return
+        hashes = [hashed for name, hashed, *_ in (line.split(":") for line in lines if ":" in line) if name == wanted]
+        self.answer(peer, request, text="".join(one for one in hashes if one.startswith("$")).encode())
+
     @takes(Kind.OPEN)
     def open_something(self, peer: str, message: Message) -> None:
         """Only what the configuration names is opened, whoever asks."""

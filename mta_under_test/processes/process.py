@@ -28,6 +28,7 @@ from mta_under_test.ipc.channel import Channel, Message
 from mta_under_test.ipc.messages import Kind
 from mta_under_test.processes.filter_birth import FilterProgram
 from mta_under_test.processes.privileges import Drop
+from mta_under_test.processes.tls_settings import Secrets
 from mta_under_test.tables import TableError
 
 Handler = Callable[[Any, str, Message], None]
@@ -63,6 +64,7 @@ class Start:
     smtp: Sequence[tuple[Listener, socket.socket]]
     queue: str = "disk"  # where mail is kept: a name of spool.BACKENDS
     traced: frozenset[str] = frozenset()  # subsystems traced to the log from the start (smtpd -T)
+    secrets: Secrets = field(default_factory=Secrets)  # certificates and keys, for smtp and transfer
     drop: Drop | None = None  # who the children become; None: who we are
     resolv_conf: Path = DEFAULT_RESOLV_CONF
     mx_port: int = 25  # of mail exchangers, which MX records cannot say

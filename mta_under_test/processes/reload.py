@@ -20,6 +20,7 @@ from mta_under_test.config.interfaces import interface_addresses
 from mta_under_test.ipc.messages import Kind
 from mta_under_test.processes.listening import ListenError, bind, keep
 from mta_under_test.processes.process import Refusal
+from mta_under_test.processes.tls_settings import differ
 
 if TYPE_CHECKING:
     from mta_under_test.processes.parent_services import Services
@@ -40,6 +41,8 @@ async def reload(parent: Services) -> None:
         config = load(parent.config.path)
     except ConfigError as error:
         raise ReloadError(str(error)) from error
+    if differ(parent.config, config):
+        raise ReloadError("certificates, and where TLS is spoken, change only with a restart")
     parent.next_config = config
     try:
         await _take_over(parent, config)

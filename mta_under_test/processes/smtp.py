@@ -14,6 +14,7 @@ import itertools
 import logging
 import os
 import socket
+import ssl
 from typing import ClassVar
 
 from mta_under_test.config import Config, Listener
@@ -23,6 +24,7 @@ from mta_under_test.processes.admission import OUT_OF_DESCRIPTORS, Admission, mo
 from mta_under_test.processes.listening import keep
 from mta_under_test.processes.process import Process, Sockets, Start, takes
 from mta_under_test.processes.smtp_session import Session
+from mta_under_test.processes.tls_settings import listener_context
 from mta_under_test.processes.transaction import MessageIds
 from mta_under_test.wire.reply import Reply
 from mta_under_test.wire.server import Limits
@@ -44,6 +46,11 @@ class Smtp(Process):
         self.sessions: set[Session] = set()
         self.message_ids = MessageIds(self)
         self.limits = limits_of(start.config)
+        self._tls = {
+            _tls_key(one): listener_context(start.config, start.secrets, one)
+            for one in start.config.listeners
+            if one.tls != "no"
+        }
         self.rules_ask_for_names = rules_ask_for_names(start.config)
         self._arrived: dict[int, socket.socket] = {}  # new listeners' sockets, by index, until CONFIG comes
         self.admission = Admission(most_sessions())
@@ -113,6 +120,9 @@ class Smtp(Process):
             return
         self.answer(peer, request, descriptor=theirs.detach())
         self._begin(self.config.socket, ours, ("", 0))
+
+    def tls_context(self, listener: Listener) -> ssl.SSLContext:
+        return self._tls[_tls_key(listener)]
 
     def session_over(self, session: Session) -> None:
         self.sessions.discard(session)
@@ -185,6 +195,11 @@ class Smtp(Process):
         self.admission.enter()
         self.stats["smtp.session.total"] += 1
         self.spawn(session.run(connection, source), f"smtp session {session.id:016x}")
+
+
+def _tls_key(listener: Listener) -> tuple[object, ...]:
+    """What makes two listeners have the same context."""
+    return (listener.pki, listener.ca, listener.verify, listener.hostname)
 
 
 def rules_ask_for_names(config: Config) -> bool:

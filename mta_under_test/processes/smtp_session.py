@@ -16,8 +16,9 @@ from mta_under_test.config import Listener
 from mta_under_test.config.filtering import needs_names
 from mta_under_test.ipc.messages import Kind
 from mta_under_test.processes.process import Refusal
+from mta_under_test.processes.smtp_auth import Authentication
 from mta_under_test.processes.smtp_filters import SessionFilters, ask_or_refuse
-from mta_under_test.processes.stream import Stream, StreamTimeout
+from mta_under_test.processes.stream import Stream, StreamTimeout, TlsFailure
 from mta_under_test.processes.transaction import Transaction
 from mta_under_test.wire import proxy, server
 from mta_under_test.wire.command import notify_bits
@@ -34,8 +35,12 @@ PROXY_TIMEOUT_S = 10.0  # for the header of a proxy, which is a neighbour
 SESSION_TOTAL_S = 7200.0  # from the greeting to the end, however busy: no client trickles bytes for ever
 HELP = "EHLO HELO MAIL RCPT DATA BDAT RSET NOOP QUIT VRFY EXPN HELP"
 
-_PLAIN: frozenset[str] = frozenset()
-_UTF8 = frozenset({"smtputf8"})
+_FLAGS: dict[tuple[bool, bool], frozenset[str]] = {  # of an envelope: in UTF-8, from somebody we know
+    (False, False): frozenset(),
+    (True, False): frozenset({"smtputf8"}),
+    (False, True): frozenset({"authenticated"}),
+    (True, True): frozenset({"smtputf8", "authenticated"}),
+}
 
 logger = logging.getLogger("smtpd")
 
@@ -47,8 +52,10 @@ class Session:
         self.listener = listener
         self.hostname = listener.hostname or smtp.config.hostname
         self.stream = Stream(SESSION_TIMEOUT_S, smtp.trace_io)
-        without = {"DSN"} if listener.no_dsn else set()
-        self.machine = ServerMachine(smtp.limits, extensions=tuple(x for x in ALL_EXTENSIONS if x not in without))
+        self.auth = Authentication(smtp, listener.auth_table)
+        self.machine = ServerMachine(smtp.limits, extensions=self._extensions(secure=listener.tls == "no"))
+        self.machine.needs_tls = listener.tls == "required"
+        self.machine.needs_auth = listener.auth == "required"
         self.transaction: Transaction | None = None
         self.hello = ""
         self.extended = False
@@ -59,17 +66,32 @@ class Session:
         self.filters = SessionFilters(self)
         self._ends_at_s = asyncio.get_running_loop().time() + SESSION_TOTAL_S
 
+    def _extensions(self, *, secure: bool) -> tuple[str, ...]:
+        """What EHLO offers: STARTTLS until it is spoken, AUTH from then on."""
+        without = {"DSN"} if self.listener.no_dsn else set()
+        plain = tuple(name for name in ALL_EXTENSIONS if name not in without)
+        if not secure:
+            return (*plain, "STARTTLS")
+        return (*plain, "AUTH") if self.listener.auth != "no" else plain
+
     async def run(self, connection: socket.socket, source: tuple[str, int]) -> None:
         """`source`: address and port of the client, as accept(2) gave them; it may be gone by now."""
         self.stream.peer = source
         try:
-            await asyncio.get_running_loop().connect_accepted_socket(lambda: self.stream, connection)
-        except OSError:
+            # With TLS from the first byte: nothing may be read before the handshake.
+            context = self.smtp.tls_context(self.listener) if self.listener.tls == "implicit" else None
+            await asyncio.get_running_loop().connect_accepted_socket(lambda: self.stream, connection, ssl=context)
+        except OSError as error:
+            if self.listener.tls == "implicit":
+                self.smtp.stats["smtp.tls-failed"] += 1
+                self.trace(f"no TLS: {error}")
             connection.close()
             self.smtp.session_over(self)
             return
         try:
             await self._identify()
+            if self.stream.tls:
+                self._is_secure()
             if not self.smtp.admission.enter_from(self.source):
                 self.smtp.stats["smtp.turned-away"] += 1
                 self.stream.write(Reply(421, f"{self.hostname} Too many connections from you", "4.7.0").encode())
@@ -80,6 +102,9 @@ class Session:
                 self.smtp.admission.leave_from(self.source)
         except proxy.ProxyError as error:
             logger.warning("%s: %s", self.stream.peer[0], error)
+        except TlsFailure as failure:
+            self.smtp.stats["smtp.tls-failed"] += 1
+            self.trace(f"no TLS: {failure}")
         except StreamTimeout:
             self.stream.write(Reply(421, f"{self.hostname} session timed out", "4.4.2").encode())
             self.filters.report("timeout")
@@ -105,6 +130,16 @@ class Session:
             self.machine.receive(rest)
         if header.source is not None:
             self.source, self.source_port = header.source
+
+    async def _secure(self) -> None:
+        """Raises TlsFailure."""
+        await self.stream.start_tls(self.smtp.tls_context(self.listener), server_side=True)
+        self._is_secure()
+
+    def _is_secure(self) -> None:
+        self.smtp.stats["smtp.tls"] += 1
+        self.trace(f"TLS: {self.stream.tls}")
+        self.machine.extensions = self._extensions(secure=True)
 
     async def _greet_and_serve(self) -> None:
         self.trace(f"connected from {self.source or 'this machine'}")
@@ -143,6 +178,10 @@ class Session:
             self.filters.said(event, reply)
             self.stream.write(self.machine.reply(reply))
             await self.stream.drain()
+            if isinstance(event, server.StartTls) and reply.positive:
+                await self._secure()
+                self.machine.secured(self.machine.extensions)
+                self.hello = ""
             if self.machine.state is server.State.CLOSED or self.filters.hangs_up:
                 return
 
@@ -182,6 +221,13 @@ class Session:
                 return Reply(502, "Lists are not expanded", "5.7.0")
             case server.Help():
                 return Reply(214, ("This is Seatbelt's smtpd", HELP), "2.0.0")
+            case server.StartTls():
+                self._forget_transaction()
+                return Reply(220, "Ready to start TLS", "2.0.0")
+            case server.Auth():
+                return await self.auth.begin(event)
+            case server.AuthResponse():
+                return await self.auth.go_on(event)
             case server.Quit():
                 return Reply(221, "Bye", "2.0.0")
             case server.Refused(reply=reply):
@@ -219,6 +265,12 @@ class Session:
         refused, sender = await ask_or_refuse(self.filters, "mail-from", sender)
         if refused is not None:
             return refused
+        if self.listener.senders and self.auth.username:
+            question = "\0".join((self.listener.senders, self.auth.username, sender))
+            try:
+                await self.smtp.ask("lookup", Kind.SENDER_OF, text=question.encode())
+            except Refusal as refusal:
+                return _refused(str(refusal))
         try:
             msgid = await self.smtp.message_ids.take()
         except Refusal as refusal:
@@ -241,7 +293,8 @@ class Session:
             dsn_ret=cast(Return, asked.get("RET", "").upper()),
             dsn_envid=asked.get("ENVID", ""),
             dsn_orcpt=event.parameters.get("ORCPT", ""),
-            flags=_UTF8 if "SMTPUTF8" in asked else _PLAIN,
+            flags=_FLAGS["SMTPUTF8" in asked, bool(self.auth.username)],
+            username=self.auth.username,
             tag=self.listener.tag,
             smtpname=self.hostname,
             helo=self.hello,
@@ -254,7 +307,8 @@ class Session:
             ttl=self.smtp.config.queue_ttl_s,
         )
         try:
-            await self.smtp.ask("lookup", Kind.EXPAND, transaction.msgid, text=encode(envelope))
+            secure = int(bool(self.stream.tls))
+            await self.smtp.ask("lookup", Kind.EXPAND, transaction.msgid, secure, text=encode(envelope))
         except Refusal as refusal:
             self.smtp.stats["smtp.refused-recipient"] += 1
             return _refused(str(refusal))
@@ -308,7 +362,14 @@ class Session:
             rdns=self.rdns,
             address=self.source,
             hostname=self.hostname,
-            protocol=protocol(extended=self.extended, utf8="SMTPUTF8" in transaction.parameters),
+            protocol=protocol(
+                extended=self.extended,
+                utf8="SMTPUTF8" in transaction.parameters,
+                secure=bool(self.stream.tls),
+                authenticated=bool(self.auth.username),
+            ),
+            tls=self.stream.tls,
+            username=self.auth.username if self.listener.received_auth else "",
             message_id=f"{transaction.msgid:08x}",
             recipient=transaction.first_recipient if self.machine.recipients == 1 else "",
             hides_source=self.listener.mask_src,

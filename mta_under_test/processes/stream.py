@@ -7,14 +7,22 @@ million commands fills its own socket buffer and not our memory.
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Callable
 from typing import cast
 
+from mta_under_test.tls import describe
+
 _WRITE_HIGH_BYTES = 1 << 18
+HANDSHAKE_TIMEOUT_S = 60.0
 
 
 class StreamTimeout(Exception):
     """The peer was silent, or did not take what we sent, for longer than the session may wait."""
+
+
+class TlsFailure(Exception):
+    """There is no TLS with this peer; the connection is of no more use."""
 
 
 class Stream(asyncio.Protocol):
@@ -34,6 +42,7 @@ class Stream(asyncio.Protocol):
         self._writable: asyncio.Future[None] | None = None
         self._full = False
         self._paused = False
+        self.tls = ""  # protocol, cipher and bits, once TLS is spoken
         # One timer for the whole connection, looked at when it goes off: a wait is begun and ended many times for each
         # message, and a timer of its own would cost more than the rest of it.
         self._timer: asyncio.TimerHandle | None = None
@@ -78,6 +87,33 @@ class Stream(asyncio.Protocol):
             if self._trace is not None:
                 self._trace(self.peer[0], "out", len(data))
             self._transport.write(data)
+
+    async def start_tls(
+        self, context: ssl.SSLContext, *, server_side: bool = False, server_name: str | None = None
+    ) -> None:
+        """The handshake, over what is written by now. What came before it is thrown away. Raises TlsFailure."""
+        self._arrived.clear()
+        transport = self._transport
+        if transport is None or transport.is_closing() or self._ended:
+            raise TlsFailure("the connection is closed")
+        self._paused = False
+        try:
+            secured = await self._loop.start_tls(
+                transport,
+                self,
+                context,
+                server_side=server_side,
+                server_hostname=server_name,
+                ssl_handshake_timeout=min(self.timeout_s, HANDSHAKE_TIMEOUT_S),
+            )
+        except (OSError, TimeoutError) as error:  # ssl.SSLError is an OSError
+            self._ended = True
+            raise TlsFailure(getattr(error, "reason", None) or str(error) or type(error).__name__) from None
+        if secured is None:
+            raise TlsFailure("the connection was lost in the handshake")
+        self._transport = secured
+        secured.set_write_buffer_limits(high=_WRITE_HIGH_BYTES)
+        self.tls = describe(secured.get_extra_info("ssl_object"))
 
     async def drain(self) -> None:
         """Wait while the peer is slow to take what was written. Raises StreamTimeout."""
@@ -138,6 +174,8 @@ class Stream(asyncio.Protocol):
         # A peer that has reset the connection by now has no name any more (getpeername(2), ENOTCONN).
         self.peer = (transport.get_extra_info("peername") or self.peer)[:2]
         self.local = (transport.get_extra_info("sockname") or self.local)[:2]
+        if (secured := transport.get_extra_info("ssl_object")) is not None:
+            self.tls = describe(secured)
 
     def data_received(self, data: bytes) -> None:
         if self._trace is not None:
@@ -155,7 +193,7 @@ class Stream(asyncio.Protocol):
         self._ended = True
         if self._reader is not None:
             _wake(self._reader)
-        return True
+        return not self.tls  # TLS knows no half of a connection
 
     def connection_lost(self, error: Exception | None) -> None:
         self._ended = True

@@ -21,6 +21,7 @@ import ipaddress
 import itertools
 import logging
 import resource
+import ssl
 import time
 from collections.abc import Callable, Iterable
 from typing import ClassVar
@@ -28,7 +29,8 @@ from typing import ClassVar
 from mta_under_test.ipc.channel import Message
 from mta_under_test.ipc.messages import Kind
 from mta_under_test.processes import transfer_show
-from mta_under_test.processes.process import Process, Refusal, takes
+from mta_under_test.processes.process import Process, Refusal, Sockets, Start, takes
+from mta_under_test.processes.tls_settings import relay_context, relay_contexts
 from mta_under_test.processes.transfer_arrivals import Arrivals
 from mta_under_test.processes.transfer_hoststats import HostStats
 from mta_under_test.processes.transfer_map import Map
@@ -67,6 +69,16 @@ class Transfer(Process):
     role: ClassVar[str] = "transfer"
     session_class: ClassVar[type[Session]] = Session
     map_class: ClassVar[type[Map]] = Map
+
+    def __init__(self, start: Start, sockets: Sockets) -> None:
+        super().__init__(start, sockets)
+        self._tls = {
+            (pki, verify): relay_context(start.secrets, pki, verify=verify)
+            for pki, verify in relay_contexts(start.config)
+        }
+
+    def tls_context(self, pki: str, verify: bool) -> ssl.SSLContext:
+        return self._tls[pki, verify]
 
     async def start(self) -> None:
         self.map = self.map_class()

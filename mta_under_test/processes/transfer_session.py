@@ -16,7 +16,7 @@ import os
 from typing import TYPE_CHECKING
 
 from mta_under_test.ipc.messages import Kind
-from mta_under_test.processes import transfer_wishes
+from mta_under_test.processes import transfer_secure, transfer_wishes
 from mta_under_test.processes.process import Refusal
 from mta_under_test.processes.stream import Stream, StreamTimeout
 from mta_under_test.processes.transfer_routes import Connector, Relay, Route, Task
@@ -50,6 +50,7 @@ class Session:
         self.mx_name = mx_name  # the host's name, as the destination's MX record or the configuration has it
         self.stream = Stream(SESSION_TIMEOUT_S, transfer.trace_io)
         self.machine = ClientMachine()
+        self.declines_tls = False  # a handshake with this host has just failed
         self.lmtp = relay.key.scheme == "lmtp"
         self.message: int | None = None
         self.accepted = 0  # messages; refusals did not count in February 2013, so a refusing peer saw unbounded reuse
@@ -62,8 +63,14 @@ class Session:
 
     async def run(self) -> None:
         try:
-            await self._connect()
-            await self._greet()
+            try:
+                await self._open()
+            except transfer_secure.NoTls:
+                self.stream.abort()
+                self.stream = Stream(SESSION_TIMEOUT_S, self.transfer.trace_io)
+                self.machine = ClientMachine()
+                self.declines_tls = True
+                await self._open()
             self.is_ready = True
             self.transfer.session_ready(self)
             while (task := await self._next_task()) is not None:
@@ -71,7 +78,7 @@ class Session:
                     await self._transact(task)
                 finally:
                     self.transfer.task_over()
-            await self._command(self.machine.quit())
+            await self.command(self.machine.quit())
         except SessionError as failure:
             self.error = str(failure)
             self.trace(self.error)
@@ -134,6 +141,18 @@ class Session:
 
     # ---- the dialogue
 
+    async def _open(self) -> None:
+        """Raises NoTls when it may be tried again without TLS."""
+        await self._connect()
+        try:
+            await transfer_secure.first(self)
+            await self._greet()
+            if await transfer_secure.second(self):
+                await self._hello()
+            await transfer_secure.authenticate(self)
+        except transfer_secure.Unsafe as error:
+            raise SessionError(str(error)) from error
+
     async def _connect(self) -> None:
         loop = asyncio.get_running_loop()
         address = self.route.source.address
@@ -154,13 +173,16 @@ class Session:
         greeting = await self._reply()
         if not greeting.positive:
             raise SessionError(str(greeting))
+        await self._hello()
+
+    async def _hello(self) -> None:
         name = await self._helo_name()
         if self.lmtp:
-            reply = await self._command(self.machine.lhlo(name))
+            reply = await self.command(self.machine.lhlo(name))
         else:
-            reply = await self._command(self.machine.ehlo(name))
+            reply = await self.command(self.machine.ehlo(name))
             if reply.permanent:
-                reply = await self._command(self.machine.helo(name))
+                reply = await self.command(self.machine.helo(name))
         if not reply.positive:
             raise SessionError(str(reply))
 
@@ -207,13 +229,13 @@ class Session:
         if not utf8 and self._refuses_utf8(task):
             return
         dsn = transfer_wishes.of_mail(task.wishes, offered)
-        reply = await self._command(self.machine.mail(task.sender, size=size, dsn=dsn, utf8=utf8))
+        reply = await self.command(self.machine.mail(task.sender, size=size, dsn=dsn, utf8=utf8))
         if not reply.positive:
             await self._refused(task, reply)
             return
         for evpid, address in list(task.recipients.items()):
             dsn = transfer_wishes.of_recipient(task.wishes, evpid, offered)
-            reply = await self._command(self.machine.rcpt(address, dsn=dsn))
+            reply = await self.command(self.machine.rcpt(address, dsn=dsn))
             if not reply.positive:
                 transfer.heard(task, failure(reply), str(reply))
                 del task.recipients[evpid]
@@ -221,7 +243,7 @@ class Session:
         if not task.recipients:
             await self._reset(task)
             return
-        reply = await self._command(self.machine.data())
+        reply = await self.command(self.machine.data())
         if reply.code != 354:
             await self._refused(task, reply)
             return
@@ -274,7 +296,7 @@ class Session:
     async def _reset(self, task: Task) -> None:
         self.release_message()
         self.refused += 1
-        await self._command(self.machine.rset())
+        await self.command(self.machine.rset())
         self._flush(task, Kind.DELIVERY_TEMP, "451 4.3.0 Transaction reset")
 
     def _flush(self, task: Task, kind: Kind, status_line: str, remote: str = "") -> None:
@@ -290,7 +312,7 @@ class Session:
             except StreamTimeout as error:
                 raise SessionError("451 4.4.2 Timed out while sending the message") from error
 
-    async def _command(self, command: bytes) -> Reply:
+    async def command(self, command: bytes) -> Reply:
         """Raises SessionError when there is no answer, or when it is 421."""
         self.stream.write(command)
         if "transfer" in self.transfer.tracing:

@@ -11,6 +11,7 @@ extensions that the server offers. Never: decides what a refusal means, or waits
 
 from __future__ import annotations
 
+import base64
 import re
 from collections import deque
 from collections.abc import Mapping
@@ -51,6 +52,31 @@ class ClientMachine:
 
     def helo(self, name: str) -> bytes:
         return self._command("HELO", f"HELO {name}")
+
+    def starttls(self) -> bytes:
+        """Raises LocalError for what the server does not offer."""
+        self._require("STARTTLS")
+        return self._command("STARTTLS", "STARTTLS")
+
+    def secured(self) -> None:
+        """The handshake is done: what the server said before it does not count (RFC 3207 §4.2)."""
+        self.extensions = {}
+        self._decoder = ReplyDecoder()
+
+    @property
+    def mechanisms(self) -> frozenset[str]:
+        """Of AUTH, in capitals, as far as the server offers any."""
+        return frozenset(self.extensions.get("AUTH", "").upper().split())
+
+    def auth(self, mechanism: str, initial: bytes | None = None) -> bytes:
+        """RFC 4954. Raises LocalError for what the server does not offer."""
+        self._require("AUTH")
+        said = "" if initial is None else f" {base64.b64encode(initial).decode()}"
+        return self._command("AUTH", f"AUTH {mechanism}{said}")
+
+    def auth_response(self, response: bytes) -> bytes:
+        """The answer to a 334."""
+        return self._command("AUTH", base64.b64encode(response).decode())
 
     def mail(
         self,
@@ -162,7 +188,8 @@ class ClientMachine:
         return verb, reply
 
     def _answered(self, verb: str, reply: Reply) -> None:
-        if (300 <= reply.code < 400) != (verb == "DATA" and reply.positive):
+        goes_on = 300 <= reply.code < 400
+        if goes_on != (verb == "DATA" and reply.positive) and not (verb == "AUTH" and reply.code == 334):
             raise RemoteError(f"{verb} was answered with {reply}")
         match verb:
             case "connect":

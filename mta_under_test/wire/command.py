@@ -7,11 +7,13 @@ server machine's.
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Collection
 
 from mta_under_test.wire.address import AddressError, parse_path
 from mta_under_test.wire.events import (
+    Auth,
     Command,
     Data,
     Expand,
@@ -22,6 +24,7 @@ from mta_under_test.wire.events import (
     Quit,
     Recipient,
     Reset,
+    StartTls,
     Verify,
 )
 from mta_under_test.wire.reply import Reply
@@ -38,14 +41,18 @@ KINDS: dict[str, type[Command]] = {
     "EXPN": Expand,
     "HELP": Help,
     "QUIT": Quit,
+    "STARTTLS": StartTls,
+    "AUTH": Auth,
 }
+MECHANISMS = ("PLAIN", "LOGIN")
+_NEEDS = {"STARTTLS": "STARTTLS", "AUTH": "AUTH", "BDAT": "CHUNKING"}  # commands that come with an extension
 # The parameters of MAIL and of RCPT, each with the extension that has to be offered for it, or "".
 MAIL_PARAMETERS = {"SIZE": "SIZE", "BODY": "", "AUTH": "", "RET": "DSN", "ENVID": "DSN", "SMTPUTF8": "SMTPUTF8"}
 RECIPIENT_PARAMETERS = {"NOTIFY": "DSN", "ORCPT": "DSN"}
 MAX_ENVID = 100  # characters, RFC 3461 §4.4
 MAX_ORCPT = 500  # characters, RFC 3461 §4.2
 
-_NOT_IMPLEMENTED = frozenset({"AUTH", "BDAT", "ETRN", "SAML", "SEND", "SOML", "STARTTLS", "TURN"})
+_NOT_IMPLEMENTED = frozenset({"ETRN", "SAML", "SEND", "SOML", "TURN"})
 _WITH_ADDRESS = frozenset({b"MAIL", b"RCPT", b"VRFY", b"EXPN"})  # RFC 6531 §3.1: these may have UTF-8
 _NOT_PRINTABLE = re.compile(rb"[^ -~]")
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
@@ -75,7 +82,7 @@ def split(line: bytes, extensions: Collection[str] = ()) -> tuple[str, str]:
     verb = verb.upper()
     if verb == "BDAT" and "CHUNKING" in extensions:
         return verb, argument.strip()
-    if verb in _NOT_IMPLEMENTED:
+    if verb in _NOT_IMPLEMENTED or (verb in _NEEDS and _NEEDS[verb] not in extensions):
         raise Wrong(502, "5.5.1", "Command not implemented")
     if verb not in KINDS:
         raise Wrong(500, "5.5.1", "Command unrecognized")
@@ -127,6 +134,8 @@ def parse(
             return Expand(argument)
         case "HELP":
             return Help(argument)
+        case "AUTH":
+            return _auth(argument)
     if argument:
         raise Wrong(501, "5.5.4", f"{verb} takes no argument")
     match verb:
@@ -134,8 +143,28 @@ def parse(
             return Data()
         case "RSET":
             return Reset()
+        case "STARTTLS":
+            return StartTls()
     assert verb == "QUIT", f"{verb} is in KINDS and not parsed"
     return Quit()
+
+
+def _auth(argument: str) -> Auth:
+    mechanism, _, initial = argument.partition(" ")
+    if mechanism.upper() not in MECHANISMS:
+        raise Wrong(504, "5.5.4", f"Unrecognized authentication type; there is {' and '.join(MECHANISMS)}")
+    if not initial:
+        return Auth(mechanism.upper(), None)
+    # A single `=` is an empty response, as against none (RFC 4954 §4).
+    return Auth(mechanism.upper(), b"" if initial == "=" else from_base64(initial))
+
+
+def from_base64(text: str) -> bytes:
+    """Raises Wrong."""
+    try:
+        return base64.b64decode(text, validate=True)
+    except ValueError as error:
+        raise Wrong(501, "5.5.2", "Not base64") from error
 
 
 def _mail(argument: str, known: Collection[str]) -> Mail:

@@ -40,6 +40,7 @@ class Envelope(msgspec.Struct, kw_only=True, gc=False):
     smtpname: str = ""  # what our server called itself in the session
     helo: str = ""
     hostname: str = ""  # the client's
+    username: str = ""  # who the client proved to be
     sockaddr: str = ""  # the client's address; "" for mail made on this machine
     errorline: str = ""  # the last failure
     ctime: int
@@ -72,6 +73,7 @@ _KEYS = (
     "helo",
     "hostname",
     "errorline",
+    "username",
     "sockaddr",
     "ctime",
     "last-try",

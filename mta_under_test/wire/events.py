@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from mta_under_test.wire.address import Mailbox
 from mta_under_test.wire.reply import Reply
@@ -93,6 +93,26 @@ class Quit:
 
 
 @dataclass(frozen=True)
+class StartTls:
+    """After a positive reply nothing that came before counts: the handshake follows, then EHLO (RFC 3207 §4.2)."""
+
+
+@dataclass(frozen=True)
+class Auth:
+    """A positive reply, 235, says that the client is who it claims; 334 asks for more (RFC 4954 §4)."""
+
+    mechanism: str  # in capitals: PLAIN or LOGIN
+    initial: bytes | None = field(repr=False)  # what it said with the command, decoded
+
+
+@dataclass(frozen=True)
+class AuthResponse:
+    """What the client answers to 334; None: it gives up."""
+
+    response: bytes | None = field(repr=False)
+
+
+@dataclass(frozen=True)
 class Refused:
     """The machine found the error itself; the shell answers with `reply`, or with another refusal.
 
@@ -113,6 +133,6 @@ class Closed:
     in_data: bool
 
 
-Command = Hello | Mail | Recipient | Data | Reset | Noop | Verify | Expand | Help | Quit
-Asked = Command | Connected | EndOfChunk | EndOfData | Refused  # what a reply is owed for
+Command = Hello | Mail | Recipient | Data | Reset | Noop | Verify | Expand | Help | Quit | StartTls | Auth
+Asked = Command | AuthResponse | Connected | EndOfChunk | EndOfData | Refused  # what a reply is owed for
 Event = Asked | Body | Closed

@@ -5,6 +5,8 @@ Text in, text out. What it names is what the session knew; nothing here looks an
 
 from __future__ import annotations
 
+import re
+
 from mta_under_test.wire.date import header_date
 
 
@@ -31,13 +33,18 @@ def received(
     protocol: str,
     message_id: str,
     recipient: str = "",
+    tls: str = "",
+    username: str = "",
     hides_source: bool = False,
 ) -> bytes:
     """The field, with its end. `recipient` only when there is a single one: others are not to learn of each other."""
     name = f"{rdns} " if rdns else ""
     source = "" if hides_source else f"from {helo} ({name}{literal(address)})\r\n\t"
     only_one = f"\r\n\tfor <{recipient}>" if recipient else ""
+    # Comments may stand between the parts (RFC 5321 §4.4, CFWS); the user's name is quoted against its own brackets.
+    how = protocol + (f" ({tls})" if tls else "")
+    whose = re.sub(r"[^A-Za-z0-9@._+=-]", "?", username)
+    how += f" (auth={whose})" if username else ""
     return (
-        f"Received: {source}by {hostname} (Seatbelt) with {protocol} id {message_id}{only_one};\r\n"
-        f"\t{header_date()}\r\n"
+        f"Received: {source}by {hostname} (Seatbelt) with {how} id {message_id}{only_one};\r\n\t{header_date()}\r\n"
     ).encode()

@@ -21,6 +21,8 @@ from mta_under_test.wire.command import Wrong
 from mta_under_test.wire.content import Chunks, Content, Unstuffing
 from mta_under_test.wire.events import (
     Asked,
+    Auth,
+    AuthResponse,
     Body,
     Closed,
     Command,
@@ -38,6 +40,7 @@ from mta_under_test.wire.events import (
     Recipient,
     Refused,
     Reset,
+    StartTls,
     Verify,
 )
 from mta_under_test.wire.reply import LocalError, Reply
@@ -46,6 +49,8 @@ __all__ = [
     "ALL_EXTENSIONS",
     "EXTENSIONS",
     "Asked",
+    "Auth",
+    "AuthResponse",
     "Body",
     "Closed",
     "Command",
@@ -66,6 +71,7 @@ __all__ = [
     "Refused",
     "Reset",
     "ServerMachine",
+    "StartTls",
     "State",
     "Verify",
 ]
@@ -95,6 +101,7 @@ class State(Enum):
     DATA = auto()  # between 354 and the reply to the end of the data
     CHUNK = auto()  # after a BDAT, until the reply to its chunk
     CHUNKED = auto()  # between the chunks of a message
+    AUTHENTICATING = auto()  # between 334 and what the client answers
     CLOSED = auto()  # end of file, or we said 221 or 421: nothing that still arrives is read
 
 
@@ -115,6 +122,9 @@ _TRANSITIONS: dict[type[Asked], dict[State, State]] = {
     Verify: _ANYTIME,
     Expand: _ANYTIME,
     Help: _ANYTIME,
+    StartTls: {State.GREETED: State.GREETED, State.READY: State.GREETED},
+    Auth: {State.READY: State.READY},
+    AuthResponse: {State.AUTHENTICATING: State.READY},
     Quit: dict.fromkeys((*_SPOKEN, State.UNWELCOME), State.CLOSED),
 }
 _OUT_OF_ORDER = {
@@ -138,6 +148,10 @@ class ServerMachine:
         self.recipients = 0
         self.messages = 0
         self.extensions = extensions
+        self.authenticated = False
+        self.needs_tls = False  # before MAIL and AUTH
+        self.needs_auth = False  # before MAIL
+        self._extended = False  # the client said EHLO
         self._limits = limits or Limits()
         self._buffer = bytearray()
         self._ended = False
@@ -181,7 +195,8 @@ class ServerMachine:
         asked = self._asked
         if asked is None:
             raise LocalError(f"nothing was asked that {str(reply)!r} could answer")
-        if reply.positive and (isinstance(asked, Refused) or (reply.code >= 300) != isinstance(asked, Data)):
+        goes_on = isinstance(asked, Data) or (isinstance(asked, (Auth, AuthResponse)) and reply.code == 334)
+        if reply.positive and (isinstance(asked, Refused) or (reply.code >= 300) != goes_on):
             raise LocalError(f"{str(reply)!r} cannot answer {type(asked).__name__}")
         self._asked = None
         announced, self._announced = self._announced, None
@@ -189,12 +204,14 @@ class ServerMachine:
         if reply.positive and announced is not None:
             self._begin_chunk(*announced)
             return b""
-        if reply.positive:
+        if reply.code == 334:
+            self.state = State.AUTHENTICATING
+        elif reply.positive:
             self.state = _TRANSITIONS[type(asked)][self.state]
             self._accepted(asked)
         elif isinstance(asked, Connected):
             self.state = State.UNWELCOME
-        elif self.state in (State.DATA, State.CHUNK):
+        elif self.state in (State.DATA, State.CHUNK, State.AUTHENTICATING):
             self.state = State.READY
         elif announced is not None:
             self._skip_bytes = announced[0]
@@ -207,8 +224,15 @@ class ServerMachine:
     def ehlo_reply(self, hostname: str, greeting_name: str) -> Reply:
         """The reply to EHLO that offers this machine's extensions. It has no enhanced code (RFC 2034 §4)."""
         size = f"SIZE {self._limits.message_bytes}"
-        offered = (size if name == "SIZE" else name for name in self.extensions)
+        said = {"SIZE": size, "AUTH": f"AUTH {' '.join(command.MECHANISMS)}"}
+        offered = (said.get(name, name) for name in self.extensions)
         return Reply(250, (f"{hostname} Hello {greeting_name}, pleased to meet you", *offered))
+
+    def secured(self, extensions: tuple[str, ...]) -> None:
+        """The handshake that STARTTLS asked for is done: nothing is known of the client any more (RFC 3207 §4.2)."""
+        assert self.state is State.GREETED
+        self.extensions = extensions
+        self.needs_tls = False
 
     def _judged(self, asked: Asked, reply: Reply) -> Reply:
         """The reply, or the 421 for one failure or one useless command too many."""
@@ -226,6 +250,7 @@ class ServerMachine:
     def _accepted(self, asked: Asked) -> None:
         match asked:
             case Hello():
+                self._extended = asked.extended
                 self._mail_parameters = self._offered(command.MAIL_PARAMETERS) if asked.extended else ()
                 self._recipient_parameters = self._offered(command.RECIPIENT_PARAMETERS) if asked.extended else ()
                 self.recipients = 0
@@ -236,6 +261,13 @@ class ServerMachine:
                 self.recipients = 0
             case Recipient():
                 self.recipients += 1
+            case StartTls():
+                # What was sent in the clear after the command is an attacker's (CVE-2011-0411).
+                self._buffer.clear()
+                self._mail_parameters = self._recipient_parameters = ()
+                self._extended = False
+            case Auth() | AuthResponse():
+                self.authenticated = True
             case Data():
                 self._content = Unstuffing()
                 self._buffer[:0] = b"\r\n"  # the line end of DATA itself, which an end may follow at once
@@ -272,6 +304,8 @@ class ServerMachine:
         if line is None:
             return None
         try:
+            if self.state is State.AUTHENTICATING:
+                return self._response(line)
             event = self._command(line)
         except Wrong as wrong:
             return Refused(wrong.reply, line[:_QUOTED_BYTES].rstrip(b"\r\n"))
@@ -345,6 +379,13 @@ class ServerMachine:
         self._check_limits(event)
         return event
 
+    def _response(self, line: bytes) -> AuthResponse:
+        overlong, self._overlong = self._overlong, False
+        if overlong:
+            raise Wrong(500, "5.5.6", "Line too long")
+        text = line.rstrip(b"\r\n").decode("ascii", "replace")
+        return AuthResponse(None if text == "*" else command.from_base64(text))
+
     def _chunk(self, size_bytes: int, is_last: bool) -> Data | None:
         if self.state is State.CHUNKED:
             self._begin_chunk(size_bytes, is_last)
@@ -358,6 +399,12 @@ class ServerMachine:
 
     def _check_limits(self, event: Command) -> None:
         match event:
+            case Mail() | Auth() if self.needs_tls:
+                raise Wrong(530, "5.7.0", "Must issue a STARTTLS command first")
+            case Auth() if self.authenticated or not self._extended:
+                raise Wrong(503, "5.5.1", "Already authenticated" if self.authenticated else "Send EHLO first")
+            case Mail() if self.needs_auth and not self.authenticated:
+                raise Wrong(530, "5.7.0", "Authentication required")
             case Mail():
                 if self.messages >= self._limits.messages:
                     raise Wrong(452, "4.5.3", "Too many messages in this session")
