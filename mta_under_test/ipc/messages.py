@@ -49,7 +49,7 @@ class Kind(enum.IntEnum):
     DELIVER = 42  # queue → transfer, delivery: evpid; ASCII envelope
     DELIVER_END = 43  # queue → transfer, delivery: the batch is complete
     MESSAGE_FD = 44  # transfer, delivery → queue: request id, msgid; answer with a readable descriptor
-    DELIVERY_OK = 45  # transfer, delivery → queue: evpid; status line, and on a second one the remote server, if any
+    DELIVERY_OK = 45  # transfer, delivery → queue: evpid, 1 if the remote server reports it; status line, server's name
     DELIVERY_TEMP = 46  # … and queue → scheduler: evpid, tries
     DELIVERY_PERM = 47
     DELIVERY_LOOP = 48

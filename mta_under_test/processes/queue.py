@@ -202,8 +202,8 @@ class Queue(Process):
 
     @takes(Kind.DELIVERY_OK)
     def delivery_ok(self, peer: str, message: Message) -> None:
-        (evpid,) = message.integers
-        text = self._load_text(evpid)
+        evpid, *passed_on = message.integers
+        text = None if passed_on else self._load_text(evpid)  # who was asked to report it does so (RFC 3461 §5.2.1)
         if text is not None and b"\ndsn-notify: " in text:
             envelope = decode(text)
             if envelope.sender and dsn.wanted("delivered", envelope.dsn_notify):

@@ -136,20 +136,25 @@ class Transfer(Process):
 
     # ---- for sessions
 
-    def result(self, evpid: int, kind: Kind, status_line: str, remote: str = "") -> None:
-        """What became of one recipient, and which server said so, if it was one."""
+    def result(self, evpid: int, kind: Kind, status_line: str, remote: str = "", passed_on: bool = False) -> None:
+        """What became of one recipient, and which server said so, if it was one.
+
+        `passed_on`: that server has promised to report its delivery.
+        """
         self.envelopes -= 1
         self.stats[RESULT_STATS[kind]] += 1
         self.trace("transfer", f"{evpid:016x} {kind.name}: {status_line}")
         text = status_line.replace("\n", " ").encode(errors="replace")[:2048]
-        self.tell("queue", kind, evpid, text=text + (f"\n{remote}".encode() if remote else b""))
+        integers = (evpid, 1) if passed_on and kind is Kind.DELIVERY_OK else (evpid,)
+        self.tell("queue", kind, *integers, text=text + (f"\n{remote}".encode() if remote else b""))
 
     def results(self, task: Task, kind: Kind, status_line: str, remote: str = "") -> None:
         """The same for every recipient of the task that has no result yet."""
         if task.recipients:
             self.heard(task, kind, status_line)
         for evpid in task.recipients:
-            self.result(evpid, kind, status_line, remote)
+            passed_on = task.wishes is not None and task.wishes.passed_on and evpid in task.wishes.recipients
+            self.result(evpid, kind, status_line, remote, passed_on)
         task.recipients.clear()
 
     def heard(self, task: Task, kind: Kind, status_line: str) -> None:

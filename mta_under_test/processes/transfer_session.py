@@ -228,6 +228,8 @@ class Session:
         utf8 = "SMTPUTF8" in offered and task.wishes is not None and task.wishes.allows_utf8
         if not utf8 and self._refuses_utf8(task):
             return
+        if task.wishes is not None:
+            task.wishes.passed_on = "DSN" in offered
         dsn = transfer_wishes.of_mail(task.wishes, offered)
         reply = await self.command(self.machine.mail(task.sender, size=size, dsn=dsn, utf8=utf8))
         if not reply.positive:

@@ -38,12 +38,13 @@ def asked_by(envelope: Envelope) -> Asked | None:
 class Wishes:
     """Of one message. `recipients`: by evpid, the reports asked for and the original recipient."""
 
-    __slots__ = ("allows_utf8", "envid", "recipients", "ret")
+    __slots__ = ("allows_utf8", "envid", "passed_on", "recipients", "ret")
 
     def __init__(self, asked: Asked) -> None:
         self.allows_utf8 = asked.allows_utf8
         self.ret = asked.ret
         self.envid = asked.envid
+        self.passed_on = False  # the server that has the message knows of the reports asked for
         self.recipients: dict[int, tuple[int, str]] = {}
 
     def add(self, evpid: int, asked: Asked) -> None:

@@ -32,7 +32,7 @@ def main() -> None:
                 ):
                     say(f"register|{what}")
                 say("register|ready")
-                print("ready and willing", file=sys.stderr, flush=True)
+                print("at your service", file=sys.stderr, flush=True)
         elif fields[0] == "filter":
             phase, session, token, rest = fields[4], fields[5], fields[6], "|".join(fields[7:])
             if phase == "data-line":

@@ -131,6 +131,7 @@ def test_reports_tell_a_session_s_story(smtpd: Smtpd, log: Path) -> None:
 
 def test_a_client_that_goes_in_mid_message_leaves_nothing(smtpd: Smtpd) -> None:
     submit(smtpd, "a@sender.test", "Subject: first\r\n\r\n")
+    until(lambda: not smtpd.stats()["smtp.session"], "the session ends")
     held = {role: len(smtpd.descriptors(role)) for role in ("smtp", "lookup")}
     for _ in range(20):
         with smtpd.smtp() as client:
@@ -163,7 +164,7 @@ def test_a_program_that_fails_ends_the_daemon_by_name(smtpd: Smtpd, sender: str)
 
 
 def test_what_a_program_complains_about_is_in_the_log(smtpd: Smtpd) -> None:
-    until(lambda: "filter one: ready and willing" in smtpd.log(), "the program's words")
+    until(lambda: "filter one: at your service" in smtpd.log(), "the program's words")
 
 
 def test_a_program_that_cannot_be_run_is_an_error_that_names_it(start_smtpd: StartSmtpd, tmp_path: Path) -> None:
