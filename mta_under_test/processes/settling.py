@@ -30,7 +30,12 @@ class Settling:
         self._syncing = False
 
     def active(self) -> None:
-        """Something was written: look again when it is quiet."""
+        """Something was written: look again when it is quiet, if anything is left by then."""
+        try:
+            if self._queue.untimed.forget():
+                return
+        except SpoolError as error:
+            logger.error("%s", error)
         self._busy = True
         if self._timer is None:
             self._later(QUIET_S)

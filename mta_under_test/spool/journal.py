@@ -107,6 +107,12 @@ class Journal:
         self.size_bytes += len(data)
         return began
 
+    def empty(self) -> None:
+        """What was written is not to be replayed. A damaged journal stays as it is, for the next one to follow it."""
+        if self.size_bytes and not self._damaged:
+            os.ftruncate(self._descriptor, 0)
+            self.size_bytes = self._synced_bytes = 0
+
     def sync(self) -> None:
         """fdatasync(2) what was appended. May be called from a thread, beside `append` and `read`.
 

@@ -352,6 +352,18 @@ class JournaledSpool:
         self._work = [msgid for msgid, recent in self._recent.items() if recent.stands_in(journals)]
         self._work += [evpid for evpid, place in self._updated.items() if place.journal in journals]
 
+    def forget(self) -> bool:
+        """When nothing that a journal holds is owed any more, empty it at once: there is nothing to settle.
+
+        Should power be lost before the disk knows, the replay delivers again what was delivered, and loses nothing.
+        """
+        journal = self._journal
+        if journal is None or self._recent or self._updated or self._settling or self._kept or self._batch is not None:
+            return False
+        with self._failures("cannot empty the journal"):
+            journal.empty()
+        return True
+
     def settle(self, budget_s: float) -> bool:
         if not self._settling:
             if self._journal is None or self._batch is not None:

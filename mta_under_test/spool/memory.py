@@ -140,6 +140,9 @@ class RamStore:
     unsettled_bytes = 0
     pressed = False
 
+    def forget(self) -> bool:
+        return True
+
     def settle(self, budget_s: float) -> bool:
         return False
 

@@ -96,6 +96,9 @@ class Store(Protocol):
     def pressed(self) -> bool:
         """Whether that is so much that `settle` should not wait for a quiet moment."""
 
+    def forget(self) -> bool:
+        """Nothing is owed of what `unsettled_bytes` counts, and it is dropped; false when something is."""
+
     def settle(self, budget_s: float) -> bool:
         """Work on that for about so long. True when it has to wait for `sync_settled` now."""
 

@@ -108,6 +108,10 @@ class Smtpd:
             for name in ("smtp.session", "scheduler.envelope.inflight", "scheduler.envelope.due", "mta.relay")
         )
 
+    def spool_is_empty(self) -> bool:
+        """But for an emptied journal."""
+        return not [path for path in self.spool.rglob("*") if path.is_file() and path.stat().st_size]
+
     def smtpctl(self, *words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "mta_under_test.smtpctl", "--socket", str(self.socket), *words],

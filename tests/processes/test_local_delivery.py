@@ -55,7 +55,7 @@ def test_mail_lands_in_a_maildir_with_its_envelope_in_the_header(start_smtpd: St
     assert stat.S_IMODE((place.home("bob") / "Maildir").stat().st_mode) == 0o700
     assert not list((place.home("bob") / "Maildir" / "tmp").iterdir())
     until(lambda: at_rest(smtpd), "rest")
-    until(lambda: not [path for path in smtpd.spool.rglob("*") if path.is_file()], "an empty spool")
+    until(smtpd.spool_is_empty, "an empty spool")
     assert smtpd.stats()["mda.delivery.ok"] == 1
 
 
