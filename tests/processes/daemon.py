@@ -29,7 +29,10 @@ def until(condition: Callable[[], object], what: str, timeout_s: float = WAIT_S)
 
 
 def _is_named(process: psutil.Process) -> bool:
-    return (process.cmdline() or [""])[0].startswith("smtpd: ")
+    try:
+        return (process.cmdline() or [""])[0].startswith("smtpd: ")
+    except psutil.Error:
+        return False  # a delivery that is over by now
 
 
 class Smtpd:
