@@ -83,6 +83,8 @@ class FilterDesk(Process):
         except (TableError, FilterTimeout) as error:
             logger.warning("%s: %s", phase.decode(), error)
             verdict = Verdict("reject", "451 4.3.0 Temporary failure: a filter does not answer")
+        if "filter" in self.tracing:
+            self.trace("filter", f"{session:016x} {name.decode()}, {phase.decode()}: {verdict.outcome or 'proceed'}")
         streams = phase == b"data" and bool(self._line_programs(name.decode()))
         self.answer(peer, request, int(streams), text=msgspec.json.encode(verdict))
 

@@ -202,13 +202,6 @@ class Lookup(AuthDesk):
         text = "".join(f"{key}\n" for key in keys).encode()[:MAX_TABLE_BYTES]
         self.answer(peer, message.integers[0], text=text[: text.rfind(b"\n") + 1])
 
-    def table_called(self, name: str) -> Table:
-        """Raises TableError."""
-        try:
-            return self.rules.tables[name]
-        except KeyError as error:
-            raise TableError(f"no table <{name}>") from error
-
 
 def facts_of(envelope: Envelope, *, internal: bool, tls: bool = False) -> Facts:
     """What the rules may ask about. Mail that queue makes itself (bounces) is local, and no session brought it."""

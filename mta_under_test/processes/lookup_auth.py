@@ -27,7 +27,10 @@ class AuthDesk(FilterDesk):
 
     def table_called(self, name: str) -> Table:
         """Raises TableError."""
-        raise NotImplementedError
+        try:
+            return self.rules.tables[name]
+        except KeyError as error:
+            raise TableError(f"no table <{name}>") from error
 
     @takes(Kind.AUTHENTICATE)
     def authenticate(self, peer: str, message: Message) -> None:

@@ -78,7 +78,7 @@ class SessionFilters:
             rdns=session.rdns,
             fcrdns=session.fcrdns,
             helo=value if phase in ("helo", "ehlo") else session.hello,
-            username=value if phase == "auth" else "",
+            username=value if phase == "auth" else session.auth.username,
             sender=value if phase == "mail-from" else sender,
             recipient=value if phase == "rcpt-to" else "",
         )

@@ -23,6 +23,7 @@ from mta_under_test.processes.transaction import Transaction
 from mta_under_test.wire import proxy, server
 from mta_under_test.wire.command import notify_bits
 from mta_under_test.wire.envelope import Envelope, Return, encode
+from mta_under_test.wire.masquerade import Masquerade
 from mta_under_test.wire.received import literal, protocol, received
 from mta_under_test.wire.reply import Reply
 from mta_under_test.wire.server import ALL_EXTENSIONS, ServerMachine
@@ -138,6 +139,7 @@ class Session:
 
     def _is_secure(self) -> None:
         self.smtp.stats["smtp.tls"] += 1
+        self.filters.report("link-tls", self.stream.tls)
         self.trace(f"TLS: {self.stream.tls}")
         self.machine.extensions = self._extensions(secure=True)
 
@@ -225,9 +227,9 @@ class Session:
                 self._forget_transaction()
                 return Reply(220, "Ready to start TLS", "2.0.0")
             case server.Auth():
-                return await self.auth.begin(event)
+                return await self._authenticated(await self.auth.begin(event))
             case server.AuthResponse():
-                return await self.auth.go_on(event)
+                return await self._authenticated(await self.auth.go_on(event))
             case server.Quit():
                 return Reply(221, "Bye", "2.0.0")
             case server.Refused(reply=reply):
@@ -247,11 +249,25 @@ class Session:
             return self.machine.ehlo_reply(self.hostname, name)
         return Reply(250, f"{self.hostname} Hello {name} {literal(self.source)}, pleased to meet you")
 
+    async def _authenticated(self, reply: Reply) -> Reply:
+        """The answer to AUTH, when filters have been asked about a login that is good."""
+        if reply.code == 334:
+            return reply
+        if reply.positive:
+            refused, _ = await ask_or_refuse(self.filters, "auth", self.auth.username)
+            if refused is not None:
+                self.auth.username = ""
+                return refused
+        self.filters.report("link-auth", self.auth.username, "pass" if reply.positive else "fail")
+        return reply
+
     async def _write(self, chunk: bytes) -> None:
         """A piece of the message, through the programs that change its lines."""
         transaction = self.transaction
         assert transaction is not None
         self.filters.received(chunk)
+        if transaction.masquerade is not None:
+            chunk = transaction.masquerade.feed(chunk)
         if self.filters.has_line_programs and not transaction.failed:
             try:
                 chunk = await self.filters.lines(chunk)
@@ -277,6 +293,8 @@ class Session:
             return Reply(451, f"Temporary failure: {refusal}", "4.3.0")
         self.transaction = Transaction(self.smtp, sender, msgid)
         self.transaction.parameters = event.parameters
+        if self.listener.masquerade and self.auth.username:
+            self.transaction.masquerade = Masquerade(sender)
         return Reply(250, "Ok", "2.0.0")
 
     async def _recipient(self, event: server.Recipient) -> Reply:
@@ -331,6 +349,8 @@ class Session:
         if refused is not None:
             self._forget_transaction()
             return refused
+        if transaction.masquerade is not None and (rest := transaction.masquerade.rest()):
+            await transaction.write(rest)
         if self.filters.has_line_programs and not transaction.failed:
             try:
                 await transaction.write(await self.filters.last_lines())

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from mta_under_test.ipc.messages import Kind
 from mta_under_test.processes.process import Refusal
 from mta_under_test.wire import imsg
+from mta_under_test.wire.masquerade import Masquerade
 
 if TYPE_CHECKING:
     from mta_under_test.processes.smtp import Smtp
@@ -68,6 +69,7 @@ class Transaction:
         self.sender = sender
         self.msgid = msgid
         self.parameters: dict[str, str] = {}  # MAIL's
+        self.masquerade: Masquerade | None = None
         self.first_recipient = ""
         self.failed = ""  # why the message cannot be kept, once something went wrong while it was written
         self._smtp = smtp

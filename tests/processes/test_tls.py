@@ -174,6 +174,23 @@ def test_who_does_not_know_the_password_may_not(submission: Smtpd, pki: Pki) -> 
         assert session.noop()[0] == 250
 
 
+def test_a_masquerade_names_the_sender_in_the_header(start_smtpd: StartSmtpd, mx: RemoteMX, pki: Pki) -> None:
+    smtpd = start_smtpd(f"""{pki.lines}
+table users {{ bob = "{encrypt("secret")}" }}
+listen on 127.0.0.1 port 0 tls-require pki localhost auth <users> senders {{ bob = "bob@sender.test" }} masquerade
+action "later" relay host smtp+notls://127.0.0.1:{mx.ports["refusing"]}
+match auth from any for any action "later"
+""")
+    smtpd.smtpctl("pause", "mta")
+    with secured(smtpd, pki) as session:
+        session.login("bob", "secret")
+        session.sendmail("bob@sender.test", ["x@far.test"], "Subject: hi\r\nFrom: eve@evil.test\r\n\r\nhello\r\n")
+    msgid = smtpd.smtpctl("show", "queue").stdout[:8]
+    text = smtpd.smtpctl("show", "message", msgid).stdout
+    assert "From: bob@sender.test\n" in text.replace("\r\n", "\n")
+    assert "eve" not in text
+
+
 def test_credentials_are_not_taken_in_the_clear(submission: Smtpd) -> None:
     with client(submission) as session:
         session.ehlo()
