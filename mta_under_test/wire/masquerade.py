@@ -6,7 +6,7 @@ HEADER_BYTES = 1 << 16  # a header that does not end by then goes through as it 
 
 
 class Masquerade:
-    """Takes a message in pieces, cut anywhere; what is held back until its header has ended comes with a later piece."""
+    """Takes a message in pieces, cut anywhere; what is held back until the header ends comes with a later piece."""
 
     def __init__(self, sender: str) -> None:
         self._field = f"From: {sender}\r\n".encode()
