@@ -234,6 +234,20 @@ def fds(
 
 
 @app.command()
+def tls(
+    server: Annotated[str, typer.Argument(metavar="HOST:PORT")],
+    starttls: Annotated[str, typer.Option(help="smtp, none, or auto: smtp unless the port is 465")] = "auto",
+    json: Annotated[bool, typer.Option("--json", help="as JSON")] = False,
+) -> None:
+    """How strong a server's ephemeral keys are, read from its handshakes; status 1 when one is weak."""
+    from harness.tls import check
+
+    if starttls not in ("auto", "smtp", "none"):
+        raise typer.BadParameter(f"{starttls!r} is none of auto, smtp, none", param_hint="--starttls")
+    raise typer.Exit(check.run(server, starttls, json))
+
+
+@app.command()
 def mx(
     policy: Annotated[str, typer.Option(help="as `rcpt=550`, `mail=451/3`, `data=drop`; empty: accept all")] = "",
     listen: Annotated[str, typer.Option(help="address")] = "127.0.0.1",

@@ -16,9 +16,15 @@ _READ_BYTES = 1 << 17
 def in_spool(spool: Path) -> set[str]:
     """Message-IDs that a spool of OpenSMTPD's layout (`queue/HH/MSGID/message`) still answers for.
 
-    A bounce that waits there answers for the message whose header it returns.
+    A bounce that waits there answers for the message whose header it returns. So does a journal in front of the queue,
+    for whatever it holds: what is in it was promised, and has no file yet.
     """
     found: set[str] = set()
+    for path in spool.glob("journal/*"):
+        try:
+            found.update(name.decode(errors="replace") for name in _MESSAGE_ID.findall(path.read_bytes()))
+        except FileNotFoundError:
+            continue  # settled since it was listed
     for path in spool.glob("queue/*/*/message"):
         try:
             with path.open("rb") as file:

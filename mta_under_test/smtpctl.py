@@ -20,21 +20,24 @@ from mta_under_test.wire.envelope import Envelope, decode
 
 DEFAULT_SOCKET = Path("/var/run/smtpd.sock")
 READ_BYTES = 1 << 16
-MONITOR = (  # column, counter, and whether it is a level rather than a count since the last line
-    ("clients.cur", "smtp.session", True),
-    ("clients.new", "smtp.session.total", False),
-    ("evp.cur", "scheduler.envelope", True),
-    ("evp.enq", "scheduler.envelope.incoming", False),
-    ("inflight", "scheduler.envelope.inflight", True),
-    ("ok", "scheduler.delivery.ok", False),
-    ("tempfail", "scheduler.delivery.tempfail", False),
-    ("permfail", "scheduler.delivery.permfail", False),
-    ("loop", "scheduler.delivery.loop", False),
-    ("expired", "scheduler.envelope.expired", False),
-    ("removed", "scheduler.envelope.removed", False),
-    ("bounces", "queue.bounce.total", False),
-    ("out.cur", "mta.session", True),
+# As OpenSMTPD's do_monitor() prints it.
+MONITOR_HEADER = (
+    "--- client ---  -- envelope --   ---- relay/delivery --- ------- misc -------\n"
+    "curr conn disc  curr  enq  deq   ok tmpfail prmfail loop expire remove bounce"
 )
+MONITOR_LINE = "{:4d} {:4d} {:4d}  {:4d} {:4d} {:4d} {:4d}    {:4d}    {:4d} {:4d}   {:4d}   {:4d}   {:4d}"
+MONITOR_COUNTERS = (
+    "scheduler.delivery.ok",
+    "scheduler.delivery.tempfail",
+    "scheduler.delivery.permfail",
+    "scheduler.delivery.loop",
+    "scheduler.envelope.expired",
+    "scheduler.envelope.removed",
+    "queue.bounce.total",
+)
+MONITOR_PAGE = 25  # lines under one header
+STATES = ("pending", "inflight", "pending", "pending")  # by scheduler's State; what holds an envelope is a flag
+HELD = {2: "hold", 3: "suspend"}
 
 
 class UsageError(Exception):
@@ -131,7 +134,7 @@ def _show_queue(client: ControlClient, _: str) -> None:
             text = client.ask(Kind.SHOW_ENVELOPE, evpid).text
         except ControlError:
             continue  # delivered since it was listed
-        print(queue_line(evpid, decode(text), in_flight=bool(state), due=due))
+        print(queue_line(evpid, decode(text), state=state, due=due))
 
 
 def _evpids(client: ControlClient) -> Iterator[tuple[int, int, int]]:
@@ -142,15 +145,16 @@ def _evpids(client: ControlClient) -> Iterator[tuple[int, int, int]]:
         last = rows[-3]
 
 
-def queue_line(evpid: int, envelope: Envelope, *, in_flight: bool, due: int) -> str:
+def queue_line(evpid: int, envelope: Envelope, *, state: int, due: int) -> str:
+    """`state` as scheduler lists it; `due` in seconds since 1970."""
     family = "inet6" if ":" in envelope.sockaddr else "inet4" if envelope.sockaddr else "local"
-    state = "inflight" if in_flight else "pending"
-    remaining = 0 if in_flight else max(0, due - int(time.time()))
+    flags = sorted(envelope.flags | ({HELD[state]} if state in HELD else set()))
+    remaining = max(0, due - int(time.time())) if STATES[state] == "pending" else 0
     fields = (
         f"{evpid:016x}",
         family,
         envelope.type,
-        ",".join(sorted(envelope.flags)),
+        ",".join(flags),
         envelope.sender,
         envelope.rcpt,
         envelope.dest,
@@ -158,7 +162,7 @@ def queue_line(evpid: int, envelope: Envelope, *, in_flight: bool, due: int) -> 
         envelope.ctime + envelope.ttl,
         envelope.last_try,
         envelope.retry,
-        state,
+        STATES[state],
         remaining,
         envelope.errorline,
     )
@@ -179,6 +183,24 @@ def _show_message(client: ControlClient, which: str) -> None:
     sys.stdout.flush()
 
 
+def _show_mta(client: ControlClient, what: str) -> None:
+    """What transfer knows, a line for each host, relay or route."""
+    first = 0
+    while count := (answer := client.ask(Kind.SHOW_MTA, first, text=what)).integers[0]:
+        print(answer.text.decode(errors="replace"))
+        first += count
+
+
+def _resume_route(client: ControlClient, which: str) -> None:
+    """`all`, or the number that `show routes` gives a route."""
+    if which != "all" and not (which.isascii() and which.isdecimal() and 0 < len(which) < 19 and int(which)):
+        raise UsageError(f"{which!r} is no route; `show routes` has their numbers, and there is `all`")
+    (count,) = client.ask(Kind.RESUME_ROUTE, 0 if which == "all" else int(which)).integers
+    print(f"{count} route{'' if count == 1 else 's'} resumed")
+    if not count and which != "all":
+        raise ControlError(f"route {which} is not disabled")
+
+
 def _show_stats(client: ControlClient, _: str) -> None:
     for name, value in sorted(client.stats().items()):
         print(f"{name}={value}")
@@ -186,6 +208,7 @@ def _show_stats(client: ControlClient, _: str) -> None:
 
 def _show_status(client: ControlClient, _: str) -> None:
     stats = client.stats()
+    print(f"MDA {'paused' if stats['scheduler.paused.mda'] else 'running'}")
     print(f"MTA {'paused' if stats['scheduler.paused.mta'] else 'running'}")
     print(f"SMTP {'paused' if stats['smtp.paused'] else 'running'}")
 
@@ -198,9 +221,17 @@ def _pause(kind: Kind, what: str) -> Callable[[ControlClient, str], None]:
     return run
 
 
-def _administer(kind: Kind, done: str) -> Callable[[ControlClient, str], None]:
+def _do(kind: Kind) -> Callable[[ControlClient, str], None]:
+    def run(client: ControlClient, what: str) -> None:
+        client.ask(kind, text=what)
+        print("command succeeded")
+
+    return run
+
+
+def _administer(kind: Kind, done: str, *, everything: bool = True) -> Callable[[ControlClient, str], None]:
     def run(client: ControlClient, which: str) -> None:
-        (count,) = client.ask(kind, identifier(which, everything=True)).integers
+        (count,) = client.ask(kind, identifier(which, everything=everything)).integers
         print(f"{count} envelope{'' if count == 1 else 's'} {done}")
         if not count and which != "all":
             raise ControlError(f"no envelope {which}")
@@ -236,16 +267,26 @@ def _log(level: int) -> Callable[[ControlClient, str], None]:
 
 
 def _monitor(client: ControlClient, _: str) -> None:
-    """One line a second until interrupted; levels as they are, counts since the line before."""
-    before = client.stats()
+    """13 columns, a line a second until interrupted: clients, envelopes, results; levels, and counts of that second."""
+    before = [0] * 13
     for number in range(sys.maxsize):
-        if number % 20 == 0:
-            print(" ".join(f"{column:>11}" for column, _, _ in MONITOR), flush=True)
-        now = client.stats()
-        values = (now.get(counter, 0) - (0 if level else before.get(counter, 0)) for _, counter, level in MONITOR)
-        print(" ".join(f"{value:>11}" for value in values), flush=True)
+        if number % MONITOR_PAGE == 0:
+            print("\n" * (number > 0) + MONITOR_HEADER)
+        now, columns = monitor_columns(client.stats(), before)
         before = now
+        print(MONITOR_LINE.format(*columns), flush=True)
         time.sleep(1)
+
+
+def monitor_columns(stats: dict[str, int], before: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Totals to compare the next second's with, and the columns: curr conn disc, curr enq deq, ok … bounce."""
+    clients, envelopes = stats["smtp.session"], stats["scheduler.envelope"]
+    opened, queued = stats.get("smtp.session.total", 0), stats.get("scheduler.envelope.incoming", 0)
+    now = [clients, opened, opened - clients, envelopes, queued, queued - envelopes]
+    now += [stats.get(counter, 0) for counter in MONITOR_COUNTERS]
+    columns = [value - old for value, old in zip(now, before, strict=True)]
+    columns[0], columns[3] = clients, envelopes
+    return now, columns
 
 
 def _stop(client: ControlClient, _: str) -> None:
@@ -254,25 +295,37 @@ def _stop(client: ControlClient, _: str) -> None:
 
 
 VERBS = (
+    Verb("discover", "EVPID|MSGID", _administer(Kind.DISCOVER, "discovered", everything=False)),
     Verb("log brief", "", _log(0)),
     Verb("log verbose", "", _log(1)),
     Verb("monitor", "", _monitor),
+    Verb("pause envelope", "EVPID|MSGID|all", _administer(Kind.PAUSE_ENVELOPE, "paused")),
+    Verb("pause mda", "", _pause(Kind.PAUSE, "mda")),
     Verb("pause mta", "", _pause(Kind.PAUSE, "mta")),
     Verb("pause smtp", "", _pause(Kind.PAUSE, "smtp")),
     Verb("profile", "imsg|queue|all", _watch(Kind.PROFILE)),
     Verb("remove", "EVPID|MSGID|all", _administer(Kind.REMOVE, "removed")),
+    Verb("reload", "", _do(Kind.RELOAD)),
+    Verb("resume envelope", "EVPID|MSGID|all", _administer(Kind.RESUME_ENVELOPE, "resumed")),
+    Verb("resume mda", "", _pause(Kind.RESUME, "mda")),
     Verb("resume mta", "", _pause(Kind.RESUME, "mta")),
+    Verb("resume route", "ROUTE|all", _resume_route),
     Verb("resume smtp", "", _pause(Kind.RESUME, "smtp")),
     Verb("schedule", "EVPID|MSGID|all", _administer(Kind.SCHEDULE, "scheduled")),
     Verb("show envelope", "EVPID", _show_envelope),
+    Verb("show hosts", "", lambda client, _: _show_mta(client, "hosts")),
+    Verb("show hoststats", "", lambda client, _: _show_mta(client, "hoststats")),
     Verb("show message", "EVPID|MSGID", _show_message),
     Verb("show queue", "", _show_queue),
+    Verb("show relays", "", lambda client, _: _show_mta(client, "relays")),
+    Verb("show routes", "", lambda client, _: _show_mta(client, "routes")),
     Verb("show stats", "", _show_stats),
     Verb("show status", "", _show_status),
     Verb("stop", "", _stop),
     Verb("trace", "SUBSYSTEM|all", _watch(Kind.TRACE)),
     Verb("unprofile", "imsg|queue|all", _unwatch(Kind.PROFILE)),
     Verb("untrace", "SUBSYSTEM|all", _unwatch(Kind.TRACE)),
+    Verb("update table", "NAME", _do(Kind.UPDATE_TABLE)),
 )
 
 if __name__ == "__main__":

@@ -1,10 +1,13 @@
 """smtpd: the mail server's command.
 
-    smtpd [-dnv] [-f smtpd.conf] [-T subsystem]... [--spool DIR] [--socket PATH]
+    smtpd [-dnv] [-f smtpd.conf] [-T subsystem]... [--spool DIR] [--socket PATH] [--user NAME]
+          [--resolv-conf FILE] [--mx-port PORT] [--queue disk|ram|null]
 
 -d stay in the foreground and log to standard error · -n check the configuration and exit · -v log more ·
 -f the configuration · -T trace a subsystem from the start (to the log) · --spool where the queue lives ·
---socket the control socket.
+--socket the control socket · --user whom the processes become that need no rights, when root starts it (root: nobody
+else) · --resolv-conf the name servers, as resolv.conf(5); `nameserver [127.0.0.1]:5353` has a port · --mx-port where
+mail exchangers listen, when it is not 25 (not in OpenSMTPD; Postfix's smtp_tcp_port).
 
 Exit status: 0 stopped as asked, or the configuration is valid; 1 a process died; 2 usage, configuration, or a port
 that is taken. smtpd(8) of OpenSMTPD is the model.
@@ -19,19 +22,25 @@ import os
 import socket
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from mta_under_test.config import Config, ConfigError, Listener, load
+from mta_under_test.config.values import port_number
 from mta_under_test.ipc.messages import Kind
-from mta_under_test.processes import parent
-from mta_under_test.processes.control import WATCHED
-from mta_under_test.processes.process import Start
-from mta_under_test.spool import Spool, SpoolError
+from mta_under_test.processes import parent, privileges
+from mta_under_test.processes.control import WATCHED, known_name
+from mta_under_test.processes.filter_birth import FilterError
+from mta_under_test.processes.listening import BACKLOG, ListenError, bind
+from mta_under_test.processes.privileges import Drop, PrivilegeError
+from mta_under_test.processes.process import DEFAULT_RESOLV_CONF, Start
+from mta_under_test.processes.tls_settings import load_secrets
+from mta_under_test.spool import BACKENDS, SpoolError, open_store
+from mta_under_test.tls import TlsError
 
 DEFAULT_CONFIG = Path("/etc/smtpd.conf")
 DEFAULT_SPOOL = Path("/var/spool/smtpd")
 DEFAULT_SOCKET = Path("/var/run/smtpd.sock")
-BACKLOG = 128
 
 logger = logging.getLogger("smtpd")
 
@@ -44,12 +53,16 @@ def main(argv: Sequence[str] | None = None, births: Mapping[str, parent.Birth] =
     options = _parser().parse_args(argv)
     try:
         config = load(options.f)
+        secrets = load_secrets(config)
         if options.n:
             print("configuration OK", file=sys.stderr)
             return 0
-        Spool(options.spool)
-        start = _bind_all(config, options)
-    except (ConfigError, StartError, SpoolError) as error:
+        open_store("disk", options.spool).close()  # also where no mail is kept: offline/ is there, and queue's root
+        drop = privileges.plan(options.user)
+        if drop is not None:
+            privileges.own_spool(options.spool, drop.queue)
+        start = replace(_bind_all(config, options, drop), secrets=secrets)
+    except (ConfigError, TlsError, StartError, ListenError, SpoolError, PrivilegeError) as error:
         print(error, file=sys.stderr)
         return 2
     _log_to(options)
@@ -61,6 +74,10 @@ def main(argv: Sequence[str] | None = None, births: Mapping[str, parent.Birth] =
         _daemonize()
     try:
         return parent.serve(start, births)
+    except FilterError as error:
+        start.close_sockets()
+        logger.error("%s", error)
+        return 2
     finally:
         options.socket.unlink(missing_ok=True)
 
@@ -75,43 +92,54 @@ def _parser() -> argparse.ArgumentParser:
         "-T", action="append", default=[], metavar="SUBSYSTEM", help="trace to the log; may be repeated"
     )
     parser.add_argument("--spool", type=Path, default=DEFAULT_SPOOL, metavar="DIR", help="the queue [%(default)s]")
+    parser.add_argument(
+        "--queue", choices=BACKENDS, default="disk", help="where mail is kept; all but disk lose it [%(default)s]"
+    )
     parser.add_argument("--socket", type=Path, default=DEFAULT_SOCKET, metavar="PATH", help="control [%(default)s]")
+    parser.add_argument("--user", metavar="NAME", help="whom processes without rights become [_smtpd, or nobody]")
+    parser.add_argument(
+        "--resolv-conf", type=Path, default=DEFAULT_RESOLV_CONF, metavar="FILE", help="name servers [%(default)s]"
+    )
+    parser.add_argument("--mx-port", type=_port, default=25, metavar="PORT", help="of mail exchangers [%(default)s]")
     return parser
 
 
-def _bind_all(config: Config, options: argparse.Namespace) -> Start:
-    """Bind everything, or nothing. Raises StartError."""
+def _port(text: str) -> int:
+    try:
+        return port_number(text, lowest=1)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _bind_all(config: Config, options: argparse.Namespace, drop: Drop | None) -> Start:
+    """Bind everything, or nothing. Raises StartError, ListenError."""
     known = WATCHED[Kind.TRACE]
-    for name in options.T:
+    names = [known_name(name) for name in options.T]
+    for name in names:
         if name not in (*known, "all"):
             raise StartError(f"smtpd: -T {name}: no such subsystem; there is {', '.join(known)} and all")
-    traced = frozenset(known if "all" in options.T else options.T)
+    traced = frozenset(known if "all" in names else names)
     bound: list[tuple[Listener, socket.socket]] = []
     control = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    start = Start(config, options.spool, control, bound, traced)
+    start = Start(
+        config,
+        options.spool,
+        control,
+        bound,
+        options.queue,
+        traced,
+        drop=drop,
+        resolv_conf=options.resolv_conf,
+        mx_port=options.mx_port,
+    )
     try:
         for listener in config.listeners:
-            bound.append((listener, _bind(listener)))
+            bound.append((listener, bind(listener)))
         _bind_control(control, options.socket)
-    except StartError:
+    except (StartError, ListenError):
         start.close_sockets()
         raise
     return start
-
-
-def _bind(listener: Listener) -> socket.socket:
-    family = socket.AF_INET6 if ":" in listener.address else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        sock.bind((listener.address, listener.port))
-        sock.listen(BACKLOG)
-    except OSError as error:
-        sock.close()
-        where = f"{listener.address} port {listener.port}"
-        raise StartError(f"smtpd: cannot listen on {where}: {os.strerror(error.errno or 0)}") from error
-    sock.setblocking(False)
-    return sock
 
 
 def _bind_control(sock: socket.socket, path: Path) -> None:

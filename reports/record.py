@@ -29,7 +29,8 @@ class Descriptor(msgspec.Struct, frozen=True, omit_defaults=True):
     """One entry of ``/proc/PID/fd``, as proc_pid_fd(5) and proc_pid_fdinfo(5) tell it."""
 
     fd: int
-    kind: str  # file directory device pipe unix tcp udp eventpoll eventfd timerfd signalfd inotify pidfd memfd other
+    # file directory device pipe unix tcp udp eventpoll eventfd timerfd signalfd inotify pidfd io_uring memfd other
+    kind: str
     target: str  # the link's text, without " (deleted)"
     device: int = 0  # st_dev of what is open
     inode: int = 0

@@ -20,7 +20,7 @@ from reports.record import Descriptor
 
 _DELETED = b" (deleted)"
 _FDINFO_BYTES = 64  # its first two lines; the rest can be long (an epoll lists all that it watches)
-_ANONYMOUS_KINDS = frozenset({"eventpoll", "eventfd", "timerfd", "signalfd", "inotify", "pidfd"})
+_ANONYMOUS_KINDS = frozenset({"eventpoll", "eventfd", "timerfd", "signalfd", "inotify", "pidfd", "io_uring"})
 _PROTOCOL_KINDS = {"TCP": "tcp", "TCPv6": "tcp", "MPTCP": "tcp", "MPTCPv6": "tcp", "UDP": "udp", "UDPv6": "udp"}
 
 

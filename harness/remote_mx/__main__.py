@@ -47,8 +47,18 @@ def run_foreground(policy: str, host: str, port: int, verbose: bool, hostname: s
 
 async def _serve(mx: RemoteMXServer, policy: Policy, host: str, port: int) -> int:
     stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+        loop.add_signal_handler(number, stopped.set)
+    try:
+        return await _serve_until(stopped, mx, policy, host, port)
+    finally:
+        # uvloop does not give the signals back when it closes: Ctrl-C would never be heard again in this process.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+
+
+async def _serve_until(stopped: asyncio.Event, mx: RemoteMXServer, policy: Policy, host: str, port: int) -> int:
     try:
         bound = await mx.listen(_LISTENER, policy, host, port)
     except OSError as error:

@@ -29,6 +29,8 @@ def spoken(event: server.Asked) -> str:
             return f"RCPT TO:<{mailbox}>{_parameters(parameters)}"
         case server.Data():
             return "DATA"
+        case server.EndOfChunk(size):
+            return f"BDAT {size}"
         case server.EndOfData() | server.Refused(ends_data=True):
             return "(message) ."
         case server.Reset():
@@ -37,12 +39,20 @@ def spoken(event: server.Asked) -> str:
             return "NOOP"
         case server.Verify(argument):
             return f"VRFY {argument}"
+        case server.Expand(argument):
+            return f"EXPN {argument}"
         case server.Help(argument):
             return f"HELP {argument}".rstrip()
         case server.Quit():
             return "QUIT"
         case server.Refused(line=line):
             return line.decode("ascii", errors="backslashreplace")
+        case server.StartTls():
+            return "STARTTLS"
+        case server.Auth(mechanism=mechanism):
+            return f"AUTH {mechanism}"
+        case server.AuthResponse():
+            return "(authentication)"
         case server.Connected():
             return "(connected)"
 

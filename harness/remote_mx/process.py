@@ -57,14 +57,16 @@ class RemoteMX:
         policies: Mapping[str, str],
         *,
         host: str = "127.0.0.1",
+        hosts: Mapping[str, str] | None = None,
         ports: Mapping[str, int] | None = None,
         hostname: str = "remote-mx.test",
         timeout_s: float = TIMEOUT_S,
     ) -> None:
-        """`ports`: by listener; any free one where nothing is said."""
+        """`hosts`, `ports`: by listener; `host` and any free port where nothing is said."""
         self.ports: dict[str, int] = {}
         self._policies = dict(policies)
         self._host = host
+        self._hosts = dict(hosts or {})
         self._wanted_ports = dict(ports or {})
         self._hostname = hostname
         self._timeout_s = timeout_s
@@ -95,7 +97,8 @@ class RemoteMX:
             )
             for name, policy in self._policies.items():
                 port = self._wanted_ports.get(name, 0)
-                self.ports[name] = self._ask("listen", name=name, policy=policy, host=self._host, port=port).port
+                where = self._hosts.get(name, self._host)
+                self.ports[name] = self._ask("listen", name=name, policy=policy, host=where, port=port).port
         except OSError as error:
             self.stop()
             raise RemoteMXError(f"cannot start the remote MX: {error.strerror}") from error

@@ -29,6 +29,7 @@ BUSY = (  # counters that are 0 when nothing moves
     "scheduler.envelope.inflight",
     "scheduler.envelope.due",
     "queue.bounce",
+    "queue.journal",
     "mta.session",
     "mta.task",
     "mta.relay",
@@ -89,6 +90,7 @@ class Embedded:
     def start(self) -> None:
         for directory in (self.spool, self.agent_directory):
             directory.mkdir(parents=True, exist_ok=True)
+        self.agent_directory.chmod(0o1777)  # started by root, the server's processes become another user
         # Not in the run's directory: the path of a unix socket holds 107 bytes (unix(7)), a project's may be longer.
         self._short = tempfile.TemporaryDirectory(prefix="seatbelt-")
         self._socket_path = Path(self._short.name) / "smtpd.sock"

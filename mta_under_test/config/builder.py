@@ -5,6 +5,7 @@ Owns: what was said so far. Never: reads a file, but for the tables that rules u
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -49,7 +50,8 @@ class Builder:
     def take(self, tree: Node, path: Path) -> None:
         """Raises Mistake."""
         self._path = path
-        getattr(self, f"_{tree.data}")(tree)
+        # Interned: CPython 3.11 keeps the fresh strings by which attributes are looked up (see wire.date).
+        getattr(self, sys.intern(f"_{tree.data}"))(tree)
 
     def check(self) -> Iterator[tuple[Path, Mistake]]:
         """What can be known only when everything was read: that every certificate has its key."""

@@ -37,6 +37,8 @@ def listeners(tree: Node, names: Names) -> list[Listener]:
         proxy_v2="proxy_v2" in options,
     )
     listener = _tls(listener, options, pki, names)
+    if listener.proxy_v2 and listener.tls == "implicit":
+        raise Mistake(first(options["proxy_v2"]), '"proxy-v2" and "smtps" exclude each other')
     listener = _auth(listener, options, names)
     if "port" in options:
         listener = replace(listener, port=_port(last(options["port"])))

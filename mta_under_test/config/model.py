@@ -1,7 +1,8 @@
 """What a configuration says, as types. Nothing here reads a file or decides anything.
 
 Times are seconds, sizes bytes. Tables are named, also those that were written in place (`<dynamic:1>`, as OpenSMTPD
-calls them); every name that stands in a Config has been checked.
+calls them); every name that stands in a Config has been checked. Tagged classes say in their encoded form (`codec`)
+which they are.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ class FilterCondition(msgspec.Struct, frozen=True):
     negated: bool = False
 
 
-class BuiltinFilter(msgspec.Struct, frozen=True):
+class BuiltinFilter(msgspec.Struct, frozen=True, tag=True):
     name: str
     phase: FilterPhase
     condition: FilterCondition
@@ -88,7 +89,7 @@ class BuiltinFilter(msgspec.Struct, frozen=True):
     argument: str = ""  # the reply of reject and disconnect ("550 go away"), the value of rewrite and report
 
 
-class ProcFilter(msgspec.Struct, frozen=True):
+class ProcFilter(msgspec.Struct, frozen=True, tag=True):
     """A program that speaks smtpd-filters(7) on its standard input and output."""
 
     name: str
@@ -98,7 +99,7 @@ class ProcFilter(msgspec.Struct, frozen=True):
     chroot: str = ""
 
 
-class FilterChain(msgspec.Struct, frozen=True):
+class FilterChain(msgspec.Struct, frozen=True, tag=True):
     name: str
     filters: tuple[str, ...]
 
@@ -109,7 +110,12 @@ RelayScheme = Literal["smtp", "smtp+notls", "smtp+tls", "smtps", "lmtp"]
 
 
 class RelayLimits(msgspec.Struct, frozen=True):
-    """`mta limit`: how many connections, how far apart (seconds), how much in one (mta.c of 6.8)."""
+    """`mta limit`: how many connections, how far apart (seconds), how much in one; the names are those of 6.8.
+
+    Where nothing is said this server does as OpenSMTPD of February 2013 did, as every measurement of it assumes: a
+    peer that refuses everything is not given up, and a session ends with its relay's last task. What 6.8 would do is
+    noted.
+    """
 
     max_conn_per_host: int = 10
     max_conn_per_route: int = 5
@@ -118,15 +124,16 @@ class RelayLimits(msgspec.Struct, frozen=True):
     max_conn_per_relay: int = 100
     max_conn_per_domain: int = 100
     conn_delay_host: int = 0
-    conn_delay_route: int = 5
+    conn_delay_route: int = 0  # 6.8: 5
     conn_delay_source: int = 0
     conn_delay_connector: int = 0
-    conn_delay_relay: int = 2
+    conn_delay_relay: int = 0  # 6.8: 2
     conn_delay_domain: int = 0
-    session_mail_max: int = 100
-    max_failures_per_session: int = 25
+    reconn_delay_route: int = 0  # between a session's end and the route's next connection; 6.8: 3
+    session_mail_max: int = 100  # accepted ones
+    max_failures_per_session: int = 0  # refused messages; 0: any number. 6.8: 25
     session_transaction_delay: int = 0
-    session_keepalive: int = 10
+    session_keepalive: int = 0  # an idle session waits so long for its relay's next message; 6.8: 10
     task_hiwat: int = 50
     task_lowat: int = 30
     task_release: int = 10
@@ -157,7 +164,7 @@ class RelayHost(msgspec.Struct, frozen=True):
     label: str = ""  # of credentials
 
 
-class Action(msgspec.Struct, frozen=True, kw_only=True):
+class Action(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     name: str
     ttl_s: int | None = None  # None: the queue's
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Mapping
 from functools import cached_property
+from pathlib import Path
 
 import msgspec
 
 from mta_under_test.config.interfaces import Address, local_addresses
 from mta_under_test.config.model import Action, Config, Criterion, TableSpec
-from mta_under_test.tables import Entry, FileTable, Service, Table
+from mta_under_test.tables import Entry, FileTable, PasswdTable, Service, Table, TableError
 
 SERVICES = {
     "from": Service.NETADDR,
@@ -41,10 +42,24 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     sender: str = ""  # "" is the null sender
 
 
-def open_table(spec: TableSpec) -> Table:
-    """Raises TableError for a file that cannot be read or has a bad line."""
-    if spec.path is not None:
-        return FileTable(spec.name, spec.path)
+def open_table(spec: TableSpec, text: bytes | None = None) -> Table:
+    """Open a table: with its file's `text`, or by reading it. Raises TableError for a bad line, or no file."""
+    match spec.backend, spec.path:
+        case "sqlite", Path() as path:
+            # Loaded by those who have such a table: the module costs a megabyte in every process.
+            from mta_under_test.tables.sqlite import SqliteTable
+
+            return SqliteTable(spec.name, path, text)
+        case "passwd", Path() as path:
+            return PasswdTable(spec.name, path, text)
+        case "static" | "file", Path() as path:
+            return FileTable(spec.name, path, text)
+        case "static", None:
+            pass
+        case backend, _:
+            raise TableError(
+                f"<{spec.name}>: tables of type {backend!r} are not supported; there is file, sqlite, passwd"
+            )
     return Table(spec.name, (Entry(key, value) for key, value in spec.entries.items()))
 
 
@@ -54,7 +69,12 @@ class Ruleset:
         self._config = config
         if tables is None:
             tables = {name: open_table(spec) for name, spec in config.tables.items()}
-        self._tables = tables
+        self.tables = tables
+
+    def close(self) -> None:
+        """Another set of rules has taken this one's place."""
+        for table in self.tables.values():
+            table.close()
 
     @cached_property
     def _local(self) -> frozenset[Address]:
@@ -88,7 +108,7 @@ class Ruleset:
                 return facts.tls
             case "rdns", "yes":
                 return bool(facts.rdns)
-        table = self._tables[criterion.table]
+        table = self.tables[criterion.table]
         service = Service.REGEX if criterion.regex else SERVICES[criterion.fact]
         return table.contains(service, self._asked(criterion.fact, facts))
 

@@ -1,4 +1,4 @@
-"""Relay, routes and hosts of a relay that is torn down stay in memory, while every counter says 0."""
+"""Relay, domain, connectors, sources, hosts of a relay that is torn down stay in memory; every counter says 0."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from mta_under_test.defects import Chance, Defect
 from mta_under_test.processes.parent import Birth
 from mta_under_test.processes.process import Process, Sockets, Start
 from mta_under_test.processes.transfer import Transfer
-from mta_under_test.processes.transfer_routes import Map, Relay
+from mta_under_test.processes.transfer_map import Map
+from mta_under_test.processes.transfer_routes import Relay
 
 
 def overlay(born: Birth, strikes: Chance) -> Birth:
@@ -19,7 +20,8 @@ def overlay(born: Birth, strikes: Chance) -> Birth:
         def drop(self, relay: Relay) -> None:
             """Off the map, and so out of every counter; but not out of memory."""
             if strikes():
-                self._unfreed.append((relay, [(route, route.host) for route in relay.routes]))
+                parts = (relay.domain, list(relay.domain.exchanges or ()), list(relay.connectors))
+                self._unfreed.append((relay, parts, [connector.source for connector in relay.connectors]))
             super().drop(relay)
 
     class HoardingTransfer(Transfer):
@@ -36,7 +38,7 @@ DEFECT = Defect(
     role="transfer",
     resource="memory",
     trigger="a relay's last task is done, and the relay is torn down",
-    rate="one relay, route and host for each relay lifetime",
+    rate="one relay, domain, connector, source and host for each relay lifetime",
     scenario="one-at-a-time",
     source="OpenSMTPD 9b46d96d, 616af7be, 0cc6c9cd, 62f91889; OpenBSD 197c454f (3 June 2013)",
     story=(

@@ -11,18 +11,20 @@ arrive in the order of the frames that announce them; pairing is first come, fir
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import socket
 import struct
 from collections import Counter, deque
 from collections.abc import Callable
 
-from mta_under_test.ipc.messages import Kind, PayloadError, pack, unpack
+from mta_under_test.ipc.messages import KINDS, Kind, PayloadError, pack, unpack
 from mta_under_test.wire import imsg
 
 HIGH_MARK_BYTES = 10 << 20  # over this, new work is no longer read (OpenSMTPD e5872ffa, 24 January 2013)
 LOW_MARK_BYTES = 1 << 20  # … until what waits has shrunk to this
 READ_BYTES = 1 << 16
+FRAMES_A_WRITE = 64
 _DESCRIPTORS_A_READ = 8
 _CONTROL_BYTES = socket.CMSG_SPACE(4 * _DESCRIPTORS_A_READ)
 
@@ -92,8 +94,10 @@ class Channel:
         self._arrived: deque[int] = deque()
         self._waiting: deque[tuple[bytes, int | None]] = deque()
         self._writing = False
+        self._flushing = False
         self._reading = False
         self._open = True
+        self._pid = os.getpid()
         self.resume_reading()
 
     def __repr__(self) -> str:
@@ -105,12 +109,14 @@ class Channel:
             if descriptor is not None:
                 os.close(descriptor)
             return
-        frame = imsg.encode(imsg.Imsg(kind, pack(integers, text), 0, os.getpid(), descriptor is not None))
+        frame = imsg.frame(kind, pack(integers, text), 0, self._pid, descriptor is not None)
         self.sent.count(kind, len(frame))
         self._waiting.append((frame, descriptor))
         self.waiting_bytes += len(frame)
-        if not self._writing:
-            self._flush()
+        if not self._writing and not self._flushing:
+            # Not now: what else is sent before the loop comes round goes with it, in one system call.
+            self._flushing = True
+            self._loop.call_soon(self._flush_soon)
         if self.waiting_bytes > self.sent.most_waiting_bytes:
             self.sent.most_waiting_bytes = self.waiting_bytes
         self._judge_congestion()
@@ -132,6 +138,8 @@ class Channel:
         self.pause_reading()
         if self._writing:
             self._loop.remove_writer(self._socket.fileno())
+        elif self._flushing:
+            self._flush(wait=False)
         self._open = False
         for _, descriptor in self._waiting:
             if descriptor is not None:
@@ -170,12 +178,12 @@ class Channel:
         descriptor = self._arrived.popleft() if frame.has_descriptor and self._arrived else None
         size = imsg.HEADER.size + len(frame.payload)
         try:
-            kind = Kind(frame.type)
+            kind = KINDS[frame.type]
             integers, text = unpack(frame.payload)
-        except (ValueError, PayloadError) as error:
+        except (KeyError, PayloadError) as error:
             if descriptor is not None:
                 os.close(descriptor)
-            raise PayloadError(str(error)) from error
+            raise PayloadError(f"no such message: {error}" if isinstance(error, KeyError) else str(error)) from error
         self.received.count(kind, size)
         message = Message(kind, integers, text, descriptor, size)
         try:
@@ -187,31 +195,53 @@ class Channel:
         self.close()
         self._closed(self, reason)
 
-    def _flush(self) -> None:
+    def _flush_soon(self) -> None:
+        self._flushing = False
+        if self._open and not self._writing:
+            self._flush()
+            self._judge_congestion()
+
+    def _flush(self, *, wait: bool = True) -> None:
         """Write what the socket takes; ask to be called again for the rest."""
         while self._waiting:
-            frame, descriptor = self._waiting[0]
+            frames, descriptor = self._next_frames()
             rights = [] if descriptor is None else [(socket.SOL_SOCKET, socket.SCM_RIGHTS, _packed(descriptor))]
             try:
-                written = self._socket.sendmsg([frame], rights, socket.MSG_NOSIGNAL)
+                written = self._socket.sendmsg(frames, rights, socket.MSG_NOSIGNAL)
             except BlockingIOError:
                 break
             except ConnectionError:
                 # The peer is gone. Its end of file is on the way to _readable, which ends the channel.
-                written = len(frame)
+                written = sum(map(len, frames))
             self.waiting_bytes -= written
             if descriptor is not None:
                 os.close(descriptor)
-            if written < len(frame):
-                self._waiting[0] = (frame[written:], None)
-            else:
-                self._waiting.popleft()
-        if bool(self._waiting) != self._writing:
+            self._written(frames, written)
+        if wait and bool(self._waiting) != self._writing:
             self._writing = bool(self._waiting)
             if self._writing:
                 self._loop.add_writer(self._socket.fileno(), self._writable)
             else:
                 self._loop.remove_writer(self._socket.fileno())
+
+    def _next_frames(self) -> tuple[list[bytes], int | None]:
+        """What one sendmsg may carry: a frame with its descriptor or without, and those behind it that have none."""
+        frame, descriptor = self._waiting[0]
+        frames = [frame]
+        for frame, other in itertools.islice(self._waiting, 1, FRAMES_A_WRITE):
+            if other is not None:
+                break
+            frames.append(frame)
+        return frames, descriptor
+
+    def _written(self, frames: list[bytes], written: int) -> None:
+        for frame in frames:
+            if written < len(frame):
+                if written > 0 or self._waiting[0][1] is not None:
+                    self._waiting[0] = (frame[written:], None)
+                return
+            written -= len(frame)
+            self._waiting.popleft()
 
     def _writable(self) -> None:
         self._flush()

@@ -82,6 +82,13 @@ class ControlClient:
         except OSError as error:
             raise ControlError(f"{self._path}: {error.strerror or error}") from error
 
+    def smtp_session(self) -> socket.socket:
+        """A new SMTP session with the daemon, as this machine's own client. Raises ControlError."""
+        descriptor = self.ask(Kind.SMTP_SESSION).descriptor
+        if descriptor is None:
+            raise ControlError(f"{self._path}: smtpd gave no session")
+        return socket.socket(fileno=descriptor)
+
     def stats(self) -> dict[str, int]:
         """Every counter of every process (`smtpctl show stats`)."""
         text = self.ask(Kind.STATS).text.decode()

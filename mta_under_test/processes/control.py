@@ -20,9 +20,13 @@ from mta_under_test.processes.process import Process, Refusal, Sockets, Start, t
 
 WATCHER_BYTES = 1 << 20  # that may wait for one watcher before its lines are dropped
 WATCHED = {
-    Kind.TRACE: ("imsg", "smtp", "transfer", "bounce", "scheduler", "expand", "lookup", "rules", "queue"),
+    Kind.TRACE: (
+        "imsg", "imsg-size", "io", "smtp", "filter", "transfer", "bounce", "scheduler", "expand", "lookup", "rules",
+        "tables", "queue", "stat",
+    ),
     Kind.PROFILE: ("imsg", "queue"),
-}
+}  # fmt: skip
+OTHER_NAMES = {"filters": "filter", "mta": "transfer"}  # OpenSMTPD calls them so in other years
 LINE_OF = {Kind.TRACE: Kind.TRACE_LINE, Kind.PROFILE: Kind.PROFILE_LINE}
 FORWARDED = {
     Kind.LIST_EVPIDS: "scheduler",
@@ -30,8 +34,14 @@ FORWARDED = {
     Kind.REMOVE: "scheduler",
     Kind.SHOW_ENVELOPE: "queue",
     Kind.SHOW_MESSAGE: "queue",
+    Kind.SHOW_MTA: "transfer",
+    Kind.RESUME_ROUTE: "transfer",
+    Kind.PAUSE_ENVELOPE: "scheduler",
+    Kind.RESUME_ENVELOPE: "scheduler",
+    Kind.DISCOVER: "queue",
+    Kind.SMTP_SESSION: "smtp",
 }
-PAUSED_BY = {"mta": "scheduler", "smtp": "smtp"}
+PAUSED_BY = {"mda": "scheduler", "mta": "scheduler", "smtp": "smtp"}
 
 logger = logging.getLogger("smtpd")
 
@@ -100,9 +110,14 @@ class Control(Process):
             case Kind.STATS:
                 self._answer_later(channel, request, self._stats())
             case kind if kind in FORWARDED:
-                self._answer_later(channel, request, self.ask(FORWARDED[kind], kind, *message.integers[1:]))
+                asked = self.ask(FORWARDED[kind], kind, *message.integers[1:], text=message.text)
+                self._answer_later(channel, request, asked)
             case Kind.TRACE | Kind.PROFILE:
                 self._watch(channel, message)
+            case Kind.UPDATE_TABLE:
+                self._answer_later(channel, request, self.ask("lookup", Kind.UPDATE_TABLE, text=message.text))
+            case Kind.RELOAD:
+                self._answer_later(channel, request, self.ask("parent", Kind.RELOAD))
             case Kind.PAUSE | Kind.RESUME:
                 self._pause(channel, message)
             case Kind.VERBOSE:
@@ -142,15 +157,15 @@ class Control(Process):
         # its method cache (see wire.date).
         asked = [asyncio.create_task(self.ask(peer, Kind.STATS)) for peer in self.channels]
         answers = [await answer for answer in asked]
-        own = "".join(f"{name} {value}\n" for name, value in {**self.stats, **self.gauges()}.items())
-        text = own.encode() + b"".join(answer.text for answer in answers)
+        text = self.stats_text() + b"".join(answer.text for answer in answers)
         return Message(Kind.OK, (0,), text, None, 0)
 
     # ---- who watches what
 
     def _watch(self, channel: Channel, message: Message) -> None:
         """`NAME …` adds to what this connection watches; `-NAME` takes it away from every connection."""
-        names = message.text.decode(errors="replace").split()
+        words = message.text.decode(errors="replace").split()
+        names = [word[: word.startswith("-")] + known_name(word.removeprefix("-")) for word in words]
         known = WATCHED[message.kind]
         for name in names:
             if name.removeprefix("-") not in (*known, "all"):
@@ -205,3 +220,8 @@ class Control(Process):
                 connection.channel.send(message.kind, text=note.encode())
                 connection.dropped = 0
             connection.channel.send(message.kind, text=subsystem + b": " + line)
+
+
+def known_name(subsystem: str) -> str:
+    """A subsystem's name as the processes use it."""
+    return OTHER_NAMES.get(subsystem, subsystem)

@@ -2,7 +2,8 @@
 
 Owns: the configuration, the listening sockets until their process has them, the children.
 Never: speaks SMTP.
-Takes: SHUTDOWN from control.   Sends: nothing; that its channel ends is what tells a child to end.
+Takes: SHUTDOWN, RELOAD from control; what others cannot do themselves (`parent_services`).
+Sends: LISTENER, CONFIG. That its channel ends is what tells a child to end.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import ClassVar, NoReturn
 
 import setproctitle
@@ -22,13 +24,19 @@ import uvloop
 
 from mta_under_test.ipc.channel import Channel, Message
 from mta_under_test.ipc.messages import Kind
+from mta_under_test.processes import offline
 from mta_under_test.processes.control import Control
 from mta_under_test.processes.delivery import Delivery
+from mta_under_test.processes.filter_birth import start_programs
 from mta_under_test.processes.lookup import Lookup
+from mta_under_test.processes.parent_services import Services
+from mta_under_test.processes.privileges import enter, load_late_things
 from mta_under_test.processes.process import Process, Sockets, Start, takes
 from mta_under_test.processes.queue import Queue
+from mta_under_test.processes.reload import ReloadError, reload
 from mta_under_test.processes.scheduler import Scheduler
 from mta_under_test.processes.smtp import Smtp
+from mta_under_test.processes.tls_settings import Secrets
 from mta_under_test.processes.transfer import Transfer
 
 ROLES = ("control", "lookup", "queue", "scheduler", "smtp", "transfer", "delivery")
@@ -42,8 +50,11 @@ PAIRS = (
     ("queue", "transfer"),
     ("queue", "delivery"),
     ("transfer", "lookup"),
+    ("delivery", "lookup"),
 )
 STOP_TIMEOUT_S = 5.0
+REASON_BYTES = 4000  # of why a configuration was refused, to smtpctl; the log has all of it
+DELIVERY_TIMEOUT_S = 1.0  # for local deliveries to end in, when we are told to stop
 
 logger = logging.getLogger("smtpd")
 
@@ -60,7 +71,7 @@ BIRTHS: Mapping[str, Birth] = {
 }
 
 
-class Parent(Process):
+class Parent(Services):
     role: ClassVar[str] = "parent"
 
     def __init__(self, start: Start, sockets: Sockets, children: Mapping[int, str]) -> None:
@@ -81,13 +92,19 @@ class Parent(Process):
             loop.add_reader(self._pidfds[pid], self._child_ended, pid)
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._asked_to_stop, signal.Signals(number).name)
+        loop.add_signal_handler(signal.SIGHUP, self._hung_up)
+        self.spawn(offline.watch(self), "offline")
         logger.info("ready")
 
     async def finish(self) -> None:
         """End every child, gently first: its channel to us closes. None outlives us."""
         self._stopping = True
+        await self.deliveries.close(DELIVERY_TIMEOUT_S)
         for channel in self.channels.values():
             channel.close()
+        for pid, role in self._children.items():
+            if role not in ROLES:  # a filter's program has no channel to us
+                signal.pidfd_send_signal(self._pidfds[pid], signal.SIGTERM)
         deadline = asyncio.get_running_loop().time() + STOP_TIMEOUT_S
         while self._children and asyncio.get_running_loop().time() < deadline:
             await asyncio.sleep(0.005)
@@ -98,11 +115,30 @@ class Parent(Process):
             await asyncio.sleep(0.005)
 
     def gauges(self) -> dict[str, int]:
-        return {"parent.children": len(self._children)}
+        return {"parent.children": len(self._children), "parent.mda": len(self.deliveries)}
 
     @takes(Kind.SHUTDOWN)
     def shutdown(self, peer: str, message: Message) -> None:
         self._asked_to_stop("smtpctl stop")
+
+    @takes(Kind.RELOAD)
+    def reload(self, peer: str, message: Message) -> None:
+        self.spawn(self._reload(peer, message.integers[0]), "reload")
+
+    def _hung_up(self) -> None:
+        self.spawn(self._reload(), "reload")
+
+    async def _reload(self, peer: str | None = None, request: int = 0) -> None:
+        try:
+            await reload(self)
+        except ReloadError as error:
+            logger.warning("the configuration is not reloaded: %s", error)
+            if peer is not None:
+                self.refuse(peer, request, str(error)[:REASON_BYTES])
+        else:
+            logger.info("configuration reloaded")
+            if peer is not None:
+                self.answer(peer, request)
 
     def _asked_to_stop(self, who: str) -> None:
         logger.info("%s: ending", who)
@@ -126,14 +162,20 @@ class Parent(Process):
 
 
 def serve(start: Start, births: Mapping[str, Birth] = BIRTHS) -> int:
-    """Fork every role and be the parent until the end. Returns the exit status; in a child it does not return."""
+    """Fork every role and be the parent until the end. Returns the exit status; in a child it does not return.
+
+    Raises FilterError when a filter's program cannot be started.
+    """
+    start = replace(start, filters=start_programs(start.config, start.drop))
     ends: dict[str, dict[str, socket.socket]] = {role: {} for role in ("parent", *ROLES)}
     for one, other in PAIRS:
         ends[one][other], ends[other][one] = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    if start.drop is not None:
+        load_late_things()
     # What lives now lives in all of them: out of the collector's sight, its pages stay shared (gc.freeze's purpose).
     gc.collect()
     gc.freeze()
-    children: dict[int, str] = {}
+    children = {program.pid: f"filter {name}" for name, program in start.filters.items()}
     for role in ROLES:
         pid = os.fork()
         if pid == 0:
@@ -144,12 +186,14 @@ def serve(start: Start, births: Mapping[str, Birth] = BIRTHS) -> int:
             sock.close()
     start.close_sockets()
     setproctitle.setproctitle("smtpd: parent")
-    return Parent(start, ends["parent"], children).run()
+    # The keys are with those who speak TLS now.
+    return Parent(replace(start, secrets=Secrets()), ends["parent"], children).run()
 
 
 def _be(role: str, start: Start, ends: Mapping[str, Sockets], birth: Birth) -> NoReturn:
     """In the child: keep what is the role's, close the rest, serve, exit."""
     status = 1
+    setproctitle.setproctitle(f"smtpd: {role}")
     try:
         for name, others in ends.items():
             if name != role:
@@ -157,10 +201,16 @@ def _be(role: str, start: Start, ends: Mapping[str, Sockets], birth: Birth) -> N
                     sock.close()
         if role != "control":
             start.control.close()
+        if role != "lookup":
+            for program in start.filters.values():
+                program.close()
         if role != "smtp":
             for _, sock in start.smtp:
                 sock.close()
-        status = birth(start, ends[role]).run()
+        process = birth(start if role in ("smtp", "transfer") else replace(start, secrets=Secrets()), ends[role])
+        if start.drop is not None:
+            process.spool_root = enter(start.drop, role, start.spool)
+        status = process.run()
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else 1
     except Exception:

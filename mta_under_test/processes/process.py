@@ -10,25 +10,32 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import os
 import signal
 import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn, TypeVar
 
-import setproctitle
 import uvloop
 
 from mta_under_test.config import Config, Listener
+from mta_under_test.config.codec import decode
 from mta_under_test.ipc.channel import Channel, Message
 from mta_under_test.ipc.messages import Kind
+from mta_under_test.processes.filter_birth import FilterProgram
+from mta_under_test.processes.privileges import Drop
+from mta_under_test.processes.tls_settings import Secrets
+from mta_under_test.tables import TableError
 
 Handler = Callable[[Any, str, Message], None]
 Sockets = Mapping[str, socket.socket]  # by the name of the process at the other end
 _H = TypeVar("_H", bound=Handler)
+
+DEFAULT_RESOLV_CONF = Path("/etc/resolv.conf")
 
 logger = logging.getLogger("smtpd")
 
@@ -37,11 +44,11 @@ class Refusal(Exception):
     """Another process answered FAIL; the text is its reason."""
 
 
-def takes(kind: Kind) -> Callable[[_H], _H]:
-    """Mark a method `(self, peer, message)` as the handler of `kind`."""
+def takes(*kinds: Kind) -> Callable[[_H], _H]:
+    """Mark a method `(self, peer, message)` as the handler of `kinds`."""
 
     def mark(method: _H) -> _H:
-        method.takes = kind  # type: ignore[attr-defined]
+        method.takes = kinds  # type: ignore[attr-defined]
         return method
 
     return mark
@@ -55,12 +62,36 @@ class Start:
     spool: Path
     control: socket.socket
     smtp: Sequence[tuple[Listener, socket.socket]]
+    queue: str = "disk"  # where mail is kept: a name of spool.BACKENDS
     traced: frozenset[str] = frozenset()  # subsystems traced to the log from the start (smtpd -T)
+    secrets: Secrets = field(default_factory=Secrets)  # certificates and keys, for smtp and transfer
+    drop: Drop | None = None  # who the children become; None: who we are
+    resolv_conf: Path = DEFAULT_RESOLV_CONF
+    mx_port: int = 25  # of mail exchangers, which MX records cannot say
+    filters: Mapping[str, FilterProgram] = field(default_factory=dict)  # running programs, for lookup
 
     def close_sockets(self) -> None:
         self.control.close()
+        for program in self.filters.values():
+            program.close()
         for _, sock in self.smtp:
             sock.close()
+        if self.drop is not None:
+            self.drop.close()
+
+
+class TracedCounter(Counter[str]):
+    """Counters that tell of every change: what `stats` is while somebody traces `stat`."""
+
+    def __init__(self, counts: Mapping[str, int], changed: Callable[[str, int], None]) -> None:
+        self._changed: Callable[[str, int], None] | None = None
+        super().__init__(counts)
+        self._changed = changed
+
+    def __setitem__(self, name: str, value: int) -> None:
+        super().__setitem__(name, value)
+        if self._changed is not None:
+            self._changed(name, value)
 
 
 class Process:
@@ -72,14 +103,20 @@ class Process:
     def __init__(self, start: Start, sockets: Sockets) -> None:
         self.config = start.config
         self.spool_root = start.spool
+        self.queue_backend = start.queue
+        self.resolv_conf = start.resolv_conf
+        self.mx_port = start.mx_port
         self.traced_to_log = start.traced
         self.stats: Counter[str] = Counter()
-        self.tracing = start.traced
+        self._trace_only(start.traced)
         self.profiling: frozenset[str] = frozenset()
         self.channels: dict[str, Channel] = {}
         self._sockets = dict(sockets)
         self._handlers = {
-            method.takes: method for name in dir(type(self)) if hasattr(method := getattr(type(self), name), "takes")
+            kind: method
+            for name in dir(type(self))
+            if hasattr(method := getattr(type(self), name), "takes")
+            for kind in method.takes
         }
         self._asked: dict[int, asyncio.Future[Message]] = {}
         self._requests = itertools.count(1)
@@ -91,9 +128,9 @@ class Process:
 
     def run(self) -> int:
         """Serve until told to stop. Returns the exit status."""
-        setproctitle.setproctitle(f"smtpd: {self.role}")
         # The parent decides when the daemon ends, whoever in the terminal's process group is interrupted.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(self._main())
@@ -152,16 +189,18 @@ class Process:
     def tell(self, peer: str, kind: Kind, *integers: int, text: bytes = b"", descriptor: int | None = None) -> None:
         self.channels[peer].send(kind, *integers, text=text, descriptor=descriptor)
 
-    async def ask(self, peer: str, kind: Kind, *integers: int, text: bytes = b"") -> Message:
+    async def ask(
+        self, peer: str, kind: Kind, *integers: int, text: bytes = b"", descriptor: int | None = None
+    ) -> Message:
         """Send a request and wait for its answer, whichever process gives it. Raises Refusal.
 
-        The caller owns the descriptor in the answer.
+        The caller owns the descriptor in the answer; the one in the question is the channel's from here on.
         """
         request = next(self._requests)
         future: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
         self._asked[request] = future
         try:
-            self.tell(peer, kind, request, *integers, text=text)
+            self.tell(peer, kind, request, *integers, text=text, descriptor=descriptor)
             answer = await future
         except asyncio.CancelledError:
             # The answer may have come in the very moment in which its asker was ended.
@@ -208,6 +247,8 @@ class Process:
     def _handle(self, peer: str, message: Message) -> None:
         if "imsg" in self.tracing and message.kind not in (Kind.TRACE_LINE, Kind.PROFILE_LINE):
             self.trace("imsg", f"{peer} -> {self.role}: {message.kind.name} {message.integers}")
+        if "imsg-size" in self.tracing and message.kind not in (Kind.TRACE_LINE, Kind.PROFILE_LINE):
+            self.trace("imsg-size", f"{peer} -> {self.role}: {message.kind.name} {message.size_bytes}")
         if message.kind in (Kind.OK, Kind.FAIL):
             # The channel closes what is left in its own message; the answer outlives it.
             descriptor = message.take_descriptor()
@@ -234,6 +275,34 @@ class Process:
             else:
                 self.channels[peer].resume_reading()
 
+    # ---- a new configuration
+
+    @takes(Kind.CONFIG)
+    def _take_config(self, peer: str, message: Message) -> None:
+        descriptor = message.take_descriptor()
+        if descriptor is None:
+            self.fatal("a configuration without its descriptor")
+        try:
+            text = os.pread(descriptor, os.fstat(descriptor).st_size, 0)
+        finally:
+            os.close(descriptor)
+        self.spawn(self._reconfigure(peer, message.integers[0], text), "reload")
+
+    async def _reconfigure(self, peer: str, request: int, text: bytes) -> None:
+        try:
+            await self.configure(decode(text))
+        except (TableError, Refusal, OSError) as error:
+            self.refuse(peer, request, str(error))
+        else:
+            self.answer(peer, request)
+
+    async def configure(self, config: Config) -> None:
+        """Live by a new configuration from here on; what has begun goes on. Roles that keep more than this add to it.
+
+        Raises TableError, Refusal or OSError to say that all must stay as it was: only lookup is asked early enough.
+        """
+        self.config = config
+
     # ---- watching a running daemon
 
     def trace(self, subsystem: str, line: str) -> None:
@@ -243,6 +312,17 @@ class Process:
         if subsystem in self.tracing and "control" in self.channels:
             self.tell("control", Kind.TRACE_LINE, text=f"{subsystem}\t{self.role}: {line}".encode()[:8192])
 
+    def trace_io(self, peer: str, what: str, size_bytes: int) -> None:
+        """Something happened on a connection; for `Stream`."""
+        if "io" in self.tracing:
+            self.trace("io", f"{peer} {what} {size_bytes} bytes")
+
+    def _stat_changed(self, name: str, value: int) -> None:
+        self.trace("stat", f"{name} {value}")
+
+    def profiling_changed(self) -> None:
+        """For roles that time more than their messages."""
+
     def profile(self, subsystem: str, line: str) -> None:
         if subsystem in self.profiling:
             self.tell("control", Kind.PROFILE_LINE, text=f"{subsystem}\t{line}".encode()[:8192])
@@ -251,13 +331,22 @@ class Process:
         """Counters that are read off the process's own tables rather than kept."""
         return {}
 
+    def _trace_only(self, subsystems: frozenset[str]) -> None:
+        self.tracing = subsystems
+        traces_stats = isinstance(self.stats, TracedCounter)
+        if "stat" in subsystems and not traces_stats:
+            self.stats = TracedCounter(self.stats, self._stat_changed)
+        elif "stat" not in subsystems and traces_stats:
+            self.stats = Counter(self.stats)
+
     @takes(Kind.TRACE)
     def _set_tracing(self, peer: str, message: Message) -> None:
-        self.tracing = self.traced_to_log | frozenset(message.text.decode().split())
+        self._trace_only(self.traced_to_log | frozenset(message.text.decode().split()))
 
     @takes(Kind.PROFILE)
     def _set_profiling(self, peer: str, message: Message) -> None:
         self.profiling = frozenset(message.text.decode().split())
+        self.profiling_changed()
 
     @takes(Kind.VERBOSE)
     def _set_verbose(self, peer: str, message: Message) -> None:
@@ -265,11 +354,14 @@ class Process:
 
     @takes(Kind.STATS)
     def _give_stats(self, peer: str, message: Message) -> None:
+        self.answer(peer, message.integers[0], text=self.stats_text())
+
+    def stats_text(self) -> bytes:
+        """`name value` lines: counters, gauges, and the traffic of the channels."""
         values = {**self.stats, **self.gauges()}
         for other, channel in self.channels.items():
             values[f"buffer.{self.role}.{other}"] = channel.sent.most_waiting_bytes
             channel.sent.most_waiting_bytes = channel.waiting_bytes
             values[f"imsg.{self.role}.{other}.messages"] = channel.sent.messages.total()
             values[f"imsg.{self.role}.{other}.bytes"] = channel.sent.bytes.total()
-        text = "".join(f"{name} {value}\n" for name, value in values.items())
-        self.answer(peer, message.integers[0], text=text.encode())
+        return "".join(f"{name} {value}\n" for name, value in values.items()).encode()

@@ -3,31 +3,50 @@
 Owns: the spool, the commits, the bounces. Hands out descriptors of messages (SCM_RIGHTS).
 Never: keeps a schedule, speaks SMTP.
 Takes: CREATE_MESSAGE, OPEN_MESSAGE, COMMIT_MESSAGE, REMOVE_MESSAGE from smtp; SUBMIT_ENVELOPE, COMMIT_ENVELOPES from
-lookup; BATCH, EXPIRE, REMOVE from scheduler; MESSAGE_FD and DELIVERY_* from transfer and delivery; SHOW_* from control.
-Sends: SUBMIT, DELIVERY_TEMP, ENVELOPE_DONE to scheduler; DELIVER to transfer and delivery; EXPAND to lookup.
+lookup; BATCH, EXPIRE, REMOVE from scheduler; MESSAGE_FD and DELIVERY_* from transfer and delivery;
+HOLDQ_RELEASE, RESCHEDULE from transfer; SHOW_*, DISCOVER from control.
+Sends: SUBMIT, DELIVERY_TEMP, ENVELOPE_DONE, DELIVERY_HOLD, HOLDQ_RELEASE, RESCHEDULE, DISCOVER to scheduler;
+DELIVER to transfer and delivery; EXPAND to lookup.
 """
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import logging
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import ClassVar
 
 from mta_under_test.ipc.channel import Message
 from mta_under_test.ipc.messages import Delivery, Fate, Kind
 from mta_under_test.processes.bounces import Bounces
+from mta_under_test.processes.commits import Commits
 from mta_under_test.processes.process import Process, takes
-from mta_under_test.spool import CorruptEnvelope, Spool, SpoolError
-from mta_under_test.wire.envelope import Envelope, decode, encode, msgid_of
+from mta_under_test.processes.queue_profile import timed
+from mta_under_test.processes.settling import Settling
+from mta_under_test.spool import CorruptEnvelope, SpoolError, Store, open_store
+from mta_under_test.wire import dsn
+from mta_under_test.wire.envelope import Envelope, decode, msgid_of
 
 logger = logging.getLogger("smtpd")
 
 DELIVERY_OF = {"mta": Delivery.MTA, "mda": Delivery.MDA}
-SUBMIT_ENVELOPES = 400  # that fit into one frame
+SUBMIT_ENVELOPES = 300  # that fit into one frame
+SCHEDULE_NUMBERS = 6  # of each
 ROLE_OF = {Delivery.MTA: "transfer", Delivery.MDA: "delivery"}
+
+
+def schedule_of(evpid: int, envelope: Envelope) -> tuple[int, ...]:
+    """What scheduler keeps of an envelope."""
+    expires = envelope.ctime + envelope.ttl
+    return evpid, DELIVERY_OF[envelope.type], envelope.ctime, expires, envelope.retry, envelope.last_bounce
+
+
+def _status(message: Message) -> tuple[str, str]:
+    """A result's status line, and the remote server that said it, on a line of its own, if one did."""
+    line, _, remote = message.text.decode(errors="replace").partition("\n")
+    return line, remote
 
 
 class Queue(Process):
@@ -35,33 +54,48 @@ class Queue(Process):
     new_work_from = ("smtp",)
 
     async def start(self) -> None:
-        self.spool = Spool(self.spool_root)
+        self.untimed = open_store(self.queue_backend, self.spool_root, compress=self.config.queue_compression)
+        self.spool: Store = self.untimed
         self.bounces = Bounces(self)
-        self._commits: list[tuple[int, int]] = []  # (request, msgid), written to disk together
+        self.commits = Commits(self)
+        self.settling = Settling(self)
+        self._arriving: dict[int, list[int]] = {}  # what scheduler is to be told of an uncommitted message
         self._refused: set[int] = set()  # requests one of whose envelopes could not be written
         self.spool.recover()
         for _, owed in itertools.groupby(self.spool.walk(), lambda found: msgid_of(found[0])):
             self.submit(list(owed))
 
+    async def finish(self) -> None:
+        self.settling.close()
+        self.commits.close()
+        try:
+            self.spool.close()
+        except SpoolError as error:
+            logger.error("%s; the next start goes on from the journal", error)
+
     def gauges(self) -> dict[str, int]:
-        return {"queue.bounce": self.bounces.pending}
+        return {**self.bounces.gauges(), "queue.journal": self.spool.unsettled_bytes}
+
+    def profiling_changed(self) -> None:
+        watched = "queue" in self.profiling
+        self.spool = timed(self.untimed, lambda line: self.profile("queue", line)) if watched else self.untimed
 
     def submit(self, owed: Sequence[tuple[int, Envelope]]) -> None:
         """Tell scheduler of a message's envelopes, all safe on disk: together, so that they are tried together."""
-        for start in range(0, len(owed), SUBMIT_ENVELOPES):
-            integers: list[int] = []
-            for evpid, envelope in owed[start : start + SUBMIT_ENVELOPES]:
-                expires = envelope.ctime + envelope.ttl
-                integers += (evpid, DELIVERY_OF[envelope.type], envelope.ctime, expires, envelope.retry)
-            self.tell("scheduler", Kind.SUBMIT, *integers)
+        self._schedule([number for evpid, envelope in owed for number in schedule_of(evpid, envelope)])
+
+    def _schedule(self, numbers: Sequence[int]) -> None:
+        for start in range(0, len(numbers), SCHEDULE_NUMBERS * SUBMIT_ENVELOPES):
+            self.tell("scheduler", Kind.SUBMIT, *numbers[start : start + SCHEDULE_NUMBERS * SUBMIT_ENVELOPES])
 
     # ---- a message on its way in
 
     @takes(Kind.CREATE_MESSAGE)
     def create_message(self, peer: str, message: Message) -> None:
-        (request,) = message.integers
+        """So many ids at once, since most messages need nothing else from us before they are whole."""
+        request, count = message.integers
         try:
-            self.answer(peer, request, self.spool.create())
+            self.answer(peer, request, *(self.spool.create() for _ in range(count)))
         except SpoolError as error:
             self.refuse(peer, request, str(error))
 
@@ -77,7 +111,9 @@ class Queue(Process):
     def submit_envelope(self, peer: str, message: Message) -> None:
         request, msgid = message.integers
         try:
-            self.spool.add_envelope(msgid, decode(message.text))
+            envelope = decode(message.text)
+            evpid = self.spool.add_text(msgid, message.text)
+            self._arriving.setdefault(msgid, []).extend(schedule_of(evpid, envelope))
         except SpoolError as error:
             logger.warning("message %08x: %s", msgid, error)
             self._refused.add(request)
@@ -96,43 +132,54 @@ class Queue(Process):
 
     @takes(Kind.COMMIT_MESSAGE)
     def commit_message(self, peer: str, message: Message) -> None:
-        """Commits that arrive together reach the disk together."""
+        """Commits that arrive together reach the disk together. The text is the message, unless a file has it."""
         request, msgid = message.integers
-        if not self._commits:
-            asyncio.get_running_loop().call_soon(self._commit_all)
-        self._commits.append((request, msgid))
+        if message.text:
+            try:
+                self.spool.put_message(msgid, message.text)
+            except SpoolError as error:
+                self.refuse(peer, request, str(error))
+                return
+        self.commits.add(msgid, partial(self._answer_commit, request))
 
-    def _commit_all(self) -> None:
-        commits, self._commits = self._commits, []
+    def _answer_commit(self, request: int, error: SpoolError | None) -> None:
+        if error is None:
+            self._replace_id(request)
+        else:
+            self.refuse("smtp", request, str(error))
+
+    def _replace_id(self, request: int) -> None:
+        """The answer brings a new id, in the place of the one that was used."""
         try:
-            self.commit([msgid for _, msgid in commits])
+            self.answer("smtp", request, self.spool.create())
         except SpoolError:
-            # One bad message must not fail its neighbours: each for itself, to learn which it was.
-            for request, msgid in commits:
-                try:
-                    self.commit([msgid])
-                except SpoolError as error:
-                    logger.warning("message %08x: %s", msgid, error)
-                    self.refuse("smtp", request, str(error))
-                else:
-                    self.answer("smtp", request)
-            return
-        for request, _ in commits:
             self.answer("smtp", request)
 
-    def commit(self, msgids: list[int]) -> None:
-        """Make messages safe against power loss, then schedule their envelopes. Raises SpoolError."""
-        began = time.perf_counter()
-        self.spool.commit(msgids)
-        if "queue" in self.profiling:
-            self.profile("queue", f"commit of {len(msgids)} messages {(time.perf_counter() - began) * 1e3:.3f} ms")
+    def committed(self, msgids: Sequence[int]) -> None:
+        """Messages are safe: schedule their envelopes."""
+        numbers: list[int] = []
         for msgid in msgids:
-            self.trace("queue", f"{msgid:08x} committed")
-            self.submit([(evpid, self.spool.envelope(evpid)) for evpid in self.spool.envelopes(msgid)])
+            if "queue" in self.tracing:
+                self.trace("queue", f"{msgid:08x} committed")
+            numbers += self._arriving.pop(msgid)
+        self._schedule(numbers)
+        self.settling.active()
 
     @takes(Kind.REMOVE_MESSAGE)
     def remove_message(self, peer: str, message: Message) -> None:
-        self.spool.discard(message.integers[0])
+        """Answered with a new id in the place of this one, unless the request id is 0."""
+        request, msgid = message.integers
+        self.discard(msgid)
+        if request:
+            self._replace_id(request)
+
+    def discard(self, msgid: int) -> None:
+        """Give up a message that was not committed."""
+        self._arriving.pop(msgid, None)
+        try:
+            self.spool.discard(msgid)
+        except SpoolError as error:
+            logger.warning("message %08x: %s", msgid, error)
 
     # ---- a message on its way out
 
@@ -140,14 +187,10 @@ class Queue(Process):
     def batch(self, peer: str, message: Message) -> None:
         delivery, *evpids = message.integers
         role = ROLE_OF[Delivery(delivery)]
-        began = time.perf_counter()
         for evpid in evpids:
-            if (envelope := self._load(evpid)) is not None:
-                self.tell(role, Kind.DELIVER, evpid, text=encode(envelope))
+            if (text := self._load_text(evpid)) is not None:
+                self.tell(role, Kind.DELIVER, evpid, text=text)
         self.tell(role, Kind.DELIVER_END)
-        if "queue" in self.profiling:
-            took_ms = (time.perf_counter() - began) * 1e3
-            self.profile("queue", f"load of {len(evpids)} envelopes {took_ms:.3f} ms")
 
     @takes(Kind.MESSAGE_FD)
     def message_fd(self, peer: str, message: Message) -> None:
@@ -159,7 +202,14 @@ class Queue(Process):
 
     @takes(Kind.DELIVERY_OK)
     def delivery_ok(self, peer: str, message: Message) -> None:
-        self.forget(message.integers[0], Fate.DELIVERED)
+        evpid, *passed_on = message.integers
+        text = None if passed_on else self._load_text(evpid)  # who was asked to report it does so (RFC 3461 §5.2.1)
+        if text is not None and b"\ndsn-notify: " in text:
+            envelope = decode(text)
+            if envelope.sender and dsn.wanted("delivered", envelope.dsn_notify):
+                self.bounces.delivered(evpid, envelope, *_status(message))
+                return
+        self.forget(evpid, Fate.DELIVERED)
 
     @takes(Kind.DELIVERY_TEMP)
     def delivery_temp(self, peer: str, message: Message) -> None:
@@ -168,41 +218,51 @@ class Queue(Process):
             return
         envelope.retry += 1
         envelope.last_try = int(time.time())
-        envelope.errorline = message.text.decode(errors="replace")
+        envelope.errorline, _ = _status(message)
         try:
             self.spool.update(evpid, envelope)
         except SpoolError as error:
             logger.warning("envelope %016x: %s", evpid, error)  # the try is forgotten; the envelope is not
         self.tell("scheduler", Kind.DELIVERY_TEMP, evpid, envelope.retry)
+        self.settling.active()
 
     @takes(Kind.DELIVERY_PERM)
     def delivery_perm(self, peer: str, message: Message) -> None:
-        self._fail(message.integers[0], message.text.decode(errors="replace"), Fate.FAILED)
+        self._fail(message.integers[0], *_status(message), Fate.FAILED)
 
     @takes(Kind.DELIVERY_LOOP)
     def delivery_loop(self, peer: str, message: Message) -> None:
-        self._fail(message.integers[0], "554 5.4.6 Routing loop detected", Fate.LOOPED)
+        self._fail(message.integers[0], "554 5.4.6 Routing loop detected", "", Fate.LOOPED)
+
+    @takes(Kind.DELIVERY_HOLD, Kind.HOLDQ_RELEASE, Kind.RESCHEDULE)
+    def pass_on(self, peer: str, message: Message) -> None:
+        """Between transfer and scheduler, which do not know each other."""
+        self.tell("scheduler", message.kind, *message.integers)
 
     @takes(Kind.EXPIRE)
     def expire(self, peer: str, message: Message) -> None:
         (evpid,) = message.integers
         if (envelope := self._load(evpid)) is not None:
             last = f" (last error: {envelope.errorline})" if envelope.errorline else ""
-            self._fail(evpid, f"554 5.4.7 Delivery time expired{last}", Fate.EXPIRED)
+            self._fail(evpid, f"554 5.4.7 Delivery time expired{last}", "", Fate.EXPIRED)
+
+    @takes(Kind.DELAYED)
+    def delayed(self, peer: str, message: Message) -> None:
+        """A warning is due (`bounce warn-interval`)."""
+        (evpid,) = message.integers
+        try:
+            envelope = self.spool.envelope(evpid)
+        except SpoolError:
+            return  # it is on its way out; scheduler is told when that is done
+        self.bounces.delayed(evpid, envelope)
 
     @takes(Kind.REMOVE)
     def remove(self, peer: str, message: Message) -> None:
         self.forget(message.integers[0], Fate.REMOVED)
 
-    def _fail(self, evpid: int, status_line: str, fate: Fate) -> None:
-        if (envelope := self._load(evpid)) is None:
-            return
-        if envelope.sender:
-            self.bounces.add(evpid, envelope, status_line, fate)
-        else:
-            # Nobody to tell: a bounce is never bounced (RFC 5321 §6.1).
-            logger.info("%016x: bounce to <%s> failed: %s", evpid, envelope.rcpt, status_line)
-            self.forget(evpid, fate)
+    def _fail(self, evpid: int, status_line: str, remote: str, fate: Fate) -> None:
+        if (envelope := self._load(evpid)) is not None:
+            self.bounces.failed(evpid, envelope, status_line, remote, fate)
 
     def forget(self, evpid: int, fate: Fate) -> None:
         """Nothing is owed for this envelope any more."""
@@ -210,12 +270,18 @@ class Queue(Process):
             self.spool.delete(evpid)
         except SpoolError as error:
             logger.warning("envelope %016x: %s", evpid, error)
-        self.trace("queue", f"{evpid:016x} {fate.name.lower()}")
+        if "queue" in self.tracing:
+            self.trace("queue", f"{evpid:016x} {fate.name.lower()}")
         self.tell("scheduler", Kind.ENVELOPE_DONE, evpid, fate)
+        self.settling.active()
 
     def _load(self, evpid: int) -> Envelope | None:
+        text = self._load_text(evpid)
+        return None if text is None else decode(text)
+
+    def _load_text(self, evpid: int) -> bytes | None:
         try:
-            return self.spool.envelope(evpid)
+            return self.spool.envelope_text(evpid)
         except CorruptEnvelope as error:
             logger.error("envelope %016x is corrupt and was put aside: %s", evpid, error)
         except SpoolError as error:
@@ -225,11 +291,31 @@ class Queue(Process):
 
     # ---- for smtpctl
 
+    @takes(Kind.DISCOVER)
+    def discover(self, peer: str, message: Message) -> None:
+        """Schedule envelopes that were put into the spool by hand."""
+        request, which = message.integers
+        self.spawn(self._discover(peer, request, which), f"discover {which:x}")
+
+    async def _discover(self, peer: str, request: int, which: int) -> None:
+        try:
+            evpids = [which] if which >> 32 else self.spool.envelopes(which)
+            found = {evpid: self.spool.envelope(evpid) for evpid in evpids}
+            news: list[int] = []
+            for start in range(0, len(evpids), SUBMIT_ENVELOPES):
+                answer = await self.ask("scheduler", Kind.DISCOVER, *evpids[start : start + SUBMIT_ENVELOPES])
+                news += answer.integers[1:]
+        except SpoolError as error:
+            self.refuse(peer, request, str(error))
+            return
+        self.submit([(evpid, found[evpid]) for evpid in news])
+        self.answer(peer, request, len(news))
+
     @takes(Kind.SHOW_ENVELOPE)
     def show_envelope(self, peer: str, message: Message) -> None:
         request, evpid = message.integers
         try:
-            self.answer(peer, request, evpid, text=encode(self.spool.envelope(evpid)))
+            self.answer(peer, request, evpid, text=self.spool.envelope_text(evpid))
         except SpoolError as error:
             self.refuse(peer, request, str(error))
 

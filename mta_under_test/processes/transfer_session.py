@@ -1,4 +1,4 @@
-"""One outbound SMTP session: greeting, then transaction after transaction for as long as its relay has tasks.
+"""One outbound SMTP or LMTP session: greeting, then transaction after transaction while its relay has tasks.
 
 Owns: the connection, and `message`, the descriptor of the message in hand. It is a plain integer: wrapped in a file
 object, Python's reference counts would close it behind our back and hide the very bug that this product began with
@@ -10,25 +10,29 @@ call `close_message` themselves.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 from typing import TYPE_CHECKING
 
 from mta_under_test.ipc.messages import Kind
+from mta_under_test.processes import transfer_secure, transfer_wishes
 from mta_under_test.processes.process import Refusal
 from mta_under_test.processes.stream import Stream, StreamTimeout
-from mta_under_test.processes.transfer_routes import Relay, Route, Task
-from mta_under_test.wire.client import ClientMachine, RemoteError
+from mta_under_test.processes.transfer_routes import Connector, Relay, Route, Task
+from mta_under_test.wire.client import ClientMachine, LocalError, RemoteError
 from mta_under_test.wire.reply import Reply
 
 if TYPE_CHECKING:
     from mta_under_test.processes.transfer import Transfer
 
 SESSION_TIMEOUT_S = 300.0
-MAX_MAILS = 100  # accepted ones; refusals did not count in February 2013, so a refusing peer saw unbounded reuse
 MAX_HOPS = 100  # Received fields; checked when relaying, as February 2013 did
 HEADER_BYTES = 1 << 16  # that the hops are counted in
 READ_BYTES = 1 << 16
+RELEASE_S = 1  # that a session waits for envelopes which scheduler was asked to release
+LOCAL_ERRORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)  # this process's trouble, no host's
+SOURCE_ERRORS = (errno.EADDRNOTAVAIL, errno.EACCES, errno.EPERM, errno.EADDRINUSE)
 
 logger = logging.getLogger("smtpd")
 
@@ -38,32 +42,87 @@ class SessionError(Exception):
 
 
 class Session:
-    def __init__(self, transfer: Transfer, relay: Relay, route: Route) -> None:
+    def __init__(self, transfer: Transfer, relay: Relay, connector: Connector, route: Route, mx_name: str) -> None:
         self.transfer = transfer
         self.relay = relay
+        self.connector = connector
         self.route = route
-        self.stream = Stream(SESSION_TIMEOUT_S)
+        self.mx_name = mx_name  # the host's name, as the destination's MX record or the configuration has it
+        self.stream = Stream(SESSION_TIMEOUT_S, transfer.trace_io)
         self.machine = ClientMachine()
+        self.declines_tls = False  # a handshake with this host has just failed
+        self.lmtp = relay.key.scheme == "lmtp"
         self.message: int | None = None
-        self.accepted = 0
+        self.accepted = 0  # messages; refusals did not count in February 2013, so a refusing peer saw unbounded reuse
+        self.refused = 0
+        self.is_ready = False  # the dialogue got past the greeting
+        self.source_failed = False  # it is our own address that does not work
+        self.local_failure = False  # no connection could even be tried
+        self.error = ""
+        self._given: Task | None = None  # while the session was idle
 
     async def run(self) -> None:
-        ready, error = False, ""
         try:
-            await self._connect()
-            await self._greet()
-            ready = True
-            self.transfer.session_ready(self.relay, self.route)
-            while self.relay.tasks and self.accepted < MAX_MAILS:
-                await self._transact(self.relay.tasks.popleft())
-            await self._command(self.machine.quit())
+            try:
+                await self._open()
+            except transfer_secure.NoTls:
+                self.stream.abort()
+                self.stream = Stream(SESSION_TIMEOUT_S, self.transfer.trace_io)
+                self.machine = ClientMachine()
+                self.declines_tls = True
+                await self._open()
+            self.is_ready = True
+            self.transfer.session_ready(self)
+            while (task := await self._next_task()) is not None:
+                try:
+                    await self._transact(task)
+                finally:
+                    self.transfer.task_over()
+            await self.command(self.machine.quit())
         except SessionError as failure:
-            error = str(failure)
-            self.trace(error)
+            self.error = str(failure)
+            self.trace(self.error)
+        except LocalError as mistake:
+            self.error = f"451 4.3.5 {mistake}"
+            self.source_failed = bool(self.route.source.address)
         finally:
             self.close_message()
             self.stream.close()
-            self.transfer.session_over(self.relay, self.route, was_ready=ready, error=error)
+            self.transfer.session_over(self)
+
+    # ---- tasks
+
+    def give(self, task: Task) -> None:
+        """Something to do for a session that is idle."""
+        self._given = task
+        self.stream.interrupt()
+
+    async def _next_task(self) -> Task | None:
+        """The relay's next task, which may be a while in coming; None when this session has done enough."""
+        limits = self.relay.limits
+        if self.accepted >= limits.session_mail_max:
+            return None
+        if 0 < limits.max_failures_per_session <= self.refused:
+            return None
+        pause_s = limits.session_transaction_delay
+        if pause_s and self.accepted + self.refused and not await self.stream.idle(pause_s):
+            return None
+        if (task := self.transfer.next_task(self.relay)) is not None:
+            return task
+        patience_s = max(limits.session_keepalive, RELEASE_S if self.relay.awaits_released else 0)
+        if not patience_s:
+            return None
+        self.relay.idle_sessions.append(self)
+        try:
+            is_there = await self.stream.idle(patience_s)
+        finally:
+            if self in self.relay.idle_sessions:
+                self.relay.idle_sessions.remove(self)
+        task, self._given = self._given, None
+        if task is not None and not is_there:
+            self.transfer.untake(self.relay, task)
+            return None
+        return task
 
     def trace(self, line: str) -> None:
         if "transfer" in self.transfer.tracing:
@@ -82,9 +141,22 @@ class Session:
 
     # ---- the dialogue
 
+    async def _open(self) -> None:
+        """Raises NoTls when it may be tried again without TLS."""
+        await self._connect()
+        try:
+            await transfer_secure.first(self)
+            await self._greet()
+            if await transfer_secure.second(self):
+                await self._hello()
+            await transfer_secure.authenticate(self)
+        except transfer_secure.Unsafe as error:
+            raise SessionError(str(error)) from error
+
     async def _connect(self) -> None:
         loop = asyncio.get_running_loop()
-        source = (self.route.source, 0) if self.route.source else None
+        address = self.route.source.address
+        source = (address, 0) if address else None
         try:
             async with asyncio.timeout(SESSION_TIMEOUT_S):
                 await loop.create_connection(
@@ -93,22 +165,48 @@ class Session:
         except TimeoutError as error:
             raise SessionError("451 4.4.1 Connection timed out") from error
         except OSError as error:
+            self.source_failed = bool(address) and error.errno in SOURCE_ERRORS
+            self.local_failure = error.errno in LOCAL_ERRORS
             raise SessionError(f"451 4.4.1 Cannot connect: {os.strerror(error.errno or 0)}") from error
 
     async def _greet(self) -> None:
         greeting = await self._reply()
         if not greeting.positive:
             raise SessionError(str(greeting))
-        name = self.relay.key.helo
-        reply = await self._command(self.machine.ehlo(name))
-        if reply.permanent:
-            reply = await self._command(self.machine.helo(name))
+        await self._hello()
+
+    async def _hello(self) -> None:
+        name = await self._helo_name()
+        if self.lmtp:
+            reply = await self.command(self.machine.lhlo(name))
+        else:
+            reply = await self.command(self.machine.ehlo(name))
+            if reply.permanent:
+                reply = await self.command(self.machine.helo(name))
         if not reply.positive:
             raise SessionError(str(reply))
+
+    async def _helo_name(self) -> str:
+        """What we call ourselves: `helo`, or by our address from the table of `helo-src`, or the server's name."""
+        action = self.relay.action
+        if not action.helo_src:
+            return action.helo or self.transfer.config.hostname
+        address = self.stream.local[0]
+        try:
+            answer = await self.transfer.ask("lookup", Kind.TABLE_VALUE, text=f"{action.helo_src} {address}".encode())
+        except Refusal as refusal:
+            raise SessionError(f"451 4.3.5 Could not retrieve helo name: {refusal}") from refusal
+        if not answer.integers[1]:
+            self.source_failed = True
+            raise SessionError(f"451 4.3.5 No helo name for {address} in table <{action.helo_src}>")
+        return answer.text.decode()
 
     async def _transact(self, task: Task) -> None:
         try:
             await self._deliver(task)
+        except LocalError as error:
+            self._flush(task, Kind.DELIVERY_PERM, f"554 5.6.0 {error}")
+            raise SessionError(f"451 4.3.5 {error}") from error
         except (SessionError, Refusal) as error:
             line = str(error) if isinstance(error, SessionError) else f"451 4.3.0 Cannot read the message: {error}"
             self._flush(task, Kind.DELIVERY_TEMP, line)
@@ -126,43 +224,87 @@ class Session:
             self._flush(task, Kind.DELIVERY_LOOP, "554 5.4.6 Routing loop detected")
             return
         size = os.fstat(self.message).st_size if "SIZE" in self.machine.extensions else None
-        reply = await self._command(self.machine.mail(task.sender, size=size))
+        offered = self.machine.extensions
+        utf8 = "SMTPUTF8" in offered and task.wishes is not None and task.wishes.allows_utf8
+        if not utf8 and self._refuses_utf8(task):
+            return
+        if task.wishes is not None:
+            task.wishes.passed_on = "DSN" in offered
+        dsn = transfer_wishes.of_mail(task.wishes, offered)
+        reply = await self.command(self.machine.mail(task.sender, size=size, dsn=dsn, utf8=utf8))
         if not reply.positive:
             await self._refused(task, reply)
             return
         for evpid, address in list(task.recipients.items()):
-            reply = await self._command(self.machine.rcpt(address))
+            dsn = transfer_wishes.of_recipient(task.wishes, evpid, offered)
+            reply = await self.command(self.machine.rcpt(address, dsn=dsn))
             if not reply.positive:
+                transfer.heard(task, failure(reply), str(reply))
                 del task.recipients[evpid]
-                transfer.result(evpid, failure(reply), str(reply))
+                transfer.result(evpid, failure(reply), str(reply), self.route.host.address)
         if not task.recipients:
             await self._reset(task)
             return
-        reply = await self._command(self.machine.data())
+        reply = await self.command(self.machine.data())
         if reply.code != 354:
             await self._refused(task, reply)
             return
         await self._send_body(self.message)
         self.close_message()
-        reply = await self._command(self.machine.end_of_data())
+        self.stream.write(self.machine.end_of_data(len(task.recipients) if self.lmtp else 1))
+        if self.lmtp:
+            await self._lmtp_results(task)
+            return
+        reply = await self._answer()
         if reply.positive:
             self.accepted += 1
-        self._flush(task, Kind.DELIVERY_OK if reply.positive else failure(reply), str(reply))
+        else:
+            self.refused += 1
+        self._flush(task, Kind.DELIVERY_OK if reply.positive else failure(reply), str(reply), self.route.host.address)
+
+    async def _lmtp_results(self, task: Task) -> None:
+        """One reply for each recipient that was accepted, in their order (RFC 2033 §4.2)."""
+        accepted = False
+        for evpid in list(task.recipients):
+            reply = await self._answer()
+            accepted |= reply.positive
+            kind = Kind.DELIVERY_OK if reply.positive else failure(reply)
+            self.transfer.heard(task, kind, str(reply))
+            del task.recipients[evpid]
+            self.transfer.result(evpid, kind, str(reply), self.route.host.address)
+        self.accepted += accepted
+        self.refused += not accepted
+        self._flush(task, Kind.DELIVERY_OK, "")
+
+    def _refuses_utf8(self, task: Task) -> bool:
+        """Recipients that cannot be named to this server fail, and all of them when the message cannot go there."""
+        assert self.message is not None
+        if transfer_wishes.needs_utf8(task.wishes, task.sender, self.message):
+            self._flush(task, Kind.DELIVERY_PERM, transfer_wishes.NO_UTF8)
+            return True
+        for evpid, address in list(task.recipients.items()):
+            if not address.isascii():
+                del task.recipients[evpid]
+                self.transfer.result(evpid, Kind.DELIVERY_PERM, transfer_wishes.NO_UTF8)
+        if not task.recipients:
+            self.release_message()
+        return not task.recipients
 
     async def _refused(self, task: Task, reply: Reply) -> None:
         """MAIL or DATA was refused, and with it every recipient."""
-        self.transfer.results(task, failure(reply), str(reply))
+        self.transfer.results(task, failure(reply), str(reply), self.route.host.address)
         await self._reset(task)
 
     async def _reset(self, task: Task) -> None:
         self.release_message()
-        await self._command(self.machine.rset())
+        self.refused += 1
+        await self.command(self.machine.rset())
         self._flush(task, Kind.DELIVERY_TEMP, "451 4.3.0 Transaction reset")
 
-    def _flush(self, task: Task, kind: Kind, status_line: str) -> None:
+    def _flush(self, task: Task, kind: Kind, status_line: str, remote: str = "") -> None:
         """The one way in which every task ends: each recipient without a result gets this one."""
         self.release_message()
-        self.transfer.results(task, kind, status_line)
+        self.transfer.results(task, kind, status_line, remote)
 
     async def _send_body(self, message: int) -> None:
         while chunk := os.read(message, READ_BYTES):
@@ -172,10 +314,14 @@ class Session:
             except StreamTimeout as error:
                 raise SessionError("451 4.4.2 Timed out while sending the message") from error
 
-    async def _command(self, command: bytes) -> Reply:
+    async def command(self, command: bytes) -> Reply:
+        """Raises SessionError when there is no answer, or when it is 421."""
         self.stream.write(command)
         if "transfer" in self.transfer.tracing:
             self.trace(f"<- {command[:512].decode(errors='replace').rstrip()}")
+        return await self._answer()
+
+    async def _answer(self) -> Reply:
         reply = await self._reply()
         if reply.code == 421:
             raise SessionError(str(reply))

@@ -15,10 +15,11 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from mta_under_test.spool import durable
+from mta_under_test.spool import compression, durable
+from mta_under_test.spool.store import CorruptEnvelope, SpoolError
 from mta_under_test.wire.envelope import (
     Envelope,
     EnvelopeError,
@@ -37,18 +38,11 @@ ID_TRIES = 100  # ids are random: a second try is rare, a hundredth means that s
 _HEX = frozenset("0123456789abcdef")
 
 
-class SpoolError(Exception):
-    """The disk queue cannot do what was asked; one line says which file, and why."""
-
-
-class CorruptEnvelope(SpoolError):
-    """An envelope could not be understood and was moved to corrupt/, with its message."""
-
-
 class Spool:
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, compress: bool = False) -> None:
         """Make the tree (0700) where it is missing. Raises SpoolError when `root` cannot be written."""
         self._root = root
+        self._compress = compress
         try:
             root.mkdir(0o700, parents=True, exist_ok=True)
             for name in DIRECTORIES:
@@ -83,11 +77,14 @@ class Spool:
             text = encode(envelope)
         except EnvelopeError as error:
             raise SpoolError(f"message {msgid_text(msgid)}: bad envelope: {error}") from error
+        return self.add_text(msgid, text)
+
+    def add_text(self, msgid: int, text: bytes) -> int:
         directory = self._incoming(msgid)
 
         def write(low: int) -> None:
             # Not synced: commit does that, for all files of the message at once.
-            durable.write_new(directory / evpid_text(msgid << 32 | low), text, sync=False)
+            durable.write_new(directory / evpid_text(msgid << 32 | low), self._packed(text), sync=False)
 
         with self._failures("cannot write an envelope"):
             return msgid << 32 | _unused_id(write)
@@ -124,11 +121,17 @@ class Spool:
                 if msgids:
                     durable.sync(self._root / "incoming")
         except SpoolError:
-            # A message that nobody was promised must not be delivered: the client will send it again.
-            with self._failures("cannot take back a commit"):
-                for msgid in moved:
-                    self._queue(msgid).rename(self._incoming(msgid))
+            self.take_back(moved)
             raise
+
+    def take_back(self, msgids: Sequence[int]) -> None:
+        """Undo a commit: what nobody was promised must not be delivered, the client will send it again."""
+        with self._failures("cannot take back a commit"):
+            for msgid in msgids:
+                self._queue(msgid).rename(self._incoming(msgid))
+
+    def _packed(self, text: bytes) -> bytes:
+        return compression.packed(text) if self._compress else text
 
     def _files(self, msgid: int) -> list[Path]:
         """A whole uncommitted message's files. Raises FileNotFoundError or SpoolError when it is not whole."""
@@ -141,6 +144,8 @@ class Spool:
 
     def _sync_message(self, msgid: int) -> None:
         paths = self._files(msgid)
+        if self._compress:
+            compression.pack_file(self._incoming(msgid) / MESSAGE)
         try:
             for path in paths:
                 durable.sync(path)
@@ -157,12 +162,13 @@ class Spool:
             self._incoming(msgid).rename(self._queue(msgid))
 
     def _make_shelf(self, shelf: Path) -> None:
-        shelf.mkdir(0o700)
+        shelf.mkdir(0o700, exist_ok=True)  # a message from the journal may have made it, and it is not safe yet
         try:
             durable.sync(self._root / "queue")
         except OSError:
             # Left standing, it would be taken for one whose own name is safe.
-            shelf.rmdir()
+            with suppress(OSError):  # … unless something stands in it, which the journal has as well
+                shelf.rmdir()
             raise
 
     def discard(self, msgid: int) -> None:
@@ -175,7 +181,16 @@ class Spool:
     def message_fd(self, msgid: int) -> int:
         """A descriptor to read a committed message with. The caller owns it."""
         with self._failures("cannot open the message"):
-            return os.open(self._queue(msgid) / MESSAGE, os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = os.open(self._queue(msgid) / MESSAGE, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                if not compression.is_packed(descriptor):
+                    return descriptor
+                plain = compression.unpack_file(descriptor, self._root / "temporary" / msgid_text(msgid))
+            except OSError:
+                os.close(descriptor)
+                raise
+            os.close(descriptor)
+            return plain
 
     def envelopes(self, msgid: int) -> list[int]:
         """Ids of a committed message's envelopes, in order."""
@@ -185,21 +200,30 @@ class Spool:
 
     def envelope(self, evpid: int) -> Envelope:
         """Read one. Raises CorruptEnvelope (a SpoolError) for one that had to be moved to corrupt/."""
+        return self._read(evpid)[1]
+
+    def envelope_text(self, evpid: int) -> bytes:
+        """The same as text."""
+        return self._read(evpid)[0]
+
+    def _read(self, evpid: int) -> tuple[bytes, Envelope]:
         path = self._envelope(evpid)
         with self._failures("cannot read the envelope"):
             text = durable.read(path, ENVELOPE_BYTES + 1)
         try:
+            if len(text) <= ENVELOPE_BYTES:
+                text = compression.unpacked(text, ENVELOPE_BYTES + 1)
             if len(text) > ENVELOPE_BYTES:
                 raise EnvelopeError(f"longer than {ENVELOPE_BYTES} bytes")
-            return decode(text)
-        except EnvelopeError as error:
+            return text, decode(text)
+        except (EnvelopeError, compression.NotGzip) as error:
             self._quarantine(msgid_of(evpid), evpid_text(evpid))
             raise CorruptEnvelope(f"{self._name(path)}: {error}") from error
 
     def update(self, evpid: int, envelope: Envelope) -> None:
         """Replace a committed envelope: after a crash there is the old one or the new one, never half of one."""
         path = self._envelope(evpid)
-        partial = self._root / "incoming" / f"envelope.{evpid_text(evpid)}.tmp"
+        partial = self._partial(evpid)
         try:
             text = encode(envelope)
         except EnvelopeError as error:
@@ -207,7 +231,7 @@ class Spool:
         with self._failures("cannot update the envelope"):
             path.stat()  # a rename would not ask, and an envelope that was deleted stays deleted
             # Synced before the rename, else the name might reach the disk before the text does (rename(2), fsync(2)).
-            durable.write_new(partial, text, sync=True)
+            durable.write_new(partial, self._packed(text), sync=True)
             try:
                 partial.rename(path)
             except OSError:
@@ -304,6 +328,9 @@ class Spool:
     def _envelope(self, evpid: int) -> Path:
         return self._queue(msgid_of(evpid)) / evpid_text(evpid)
 
+    def _partial(self, evpid: int) -> Path:
+        return self._root / "incoming" / f"envelope.{evpid_text(evpid)}.tmp"
+
     def _name(self, path: str | os.PathLike[str]) -> str:
         return os.fspath(path).removeprefix(f"{self._root}/")
 
@@ -318,15 +345,20 @@ class Spool:
 
 def _unused_id(take: Callable[[int], None]) -> int:
     """A random number of 32 bits, not 0, that `take` does not refuse with FileExistsError."""
-    for _ in range(ID_TRIES):
-        number = int.from_bytes(os.urandom(4), "big")
-        if number:
-            try:
-                take(number)
-            except FileExistsError:
-                continue
-            return number
+    for number in ids_at_random():
+        try:
+            take(number)
+        except FileExistsError:
+            continue
+        return number
     raise SpoolError(f"no unused id found in {ID_TRIES} tries")
+
+
+def ids_at_random() -> Iterator[int]:
+    """Numbers of 32 bits, none 0, as many as it makes sense to try."""
+    for _ in range(ID_TRIES):
+        if number := int.from_bytes(os.urandom(4), "big"):
+            yield number
 
 
 def _is_evpid(name: str, msgid: int) -> bool:

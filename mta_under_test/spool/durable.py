@@ -6,6 +6,8 @@ Never: knows what a message or an envelope is. Raises OSError, always with the f
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,14 +25,18 @@ def write_new(path: Path, data: bytes, *, sync: bool) -> None:
     """Create `path` with `data` in it, or leave nothing there. With `sync` the data (not the name) is on disk."""
     with _opened(path, os.O_WRONLY | NEW_FILE) as descriptor:
         try:
-            view = memoryview(data)
-            while view:
-                view = view[os.write(descriptor, view) :]
+            write_all(descriptor, data)
             if sync:
                 _fsync(descriptor, path)
         except OSError:
             path.unlink()
             raise
+
+
+def write_all(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
 
 
 def read(path: Path, limit_bytes: int) -> bytes:
@@ -47,6 +53,27 @@ def sync(path: Path) -> None:
     """fsync(2) a file, or a directory: the names in it. Raises LostWrites when it was the fsync that failed."""
     with _opened(path, os.O_RDONLY) as descriptor:
         _fsync(descriptor, path)
+
+
+def sync_data(descriptor: int) -> None:
+    """fdatasync(2): the data of an open file, and what of its metadata is needed to find it."""
+    os.fdatasync(descriptor)
+
+
+def sync_file_system(path: Path) -> None:
+    """syncfs(2): everything that was written to the file system `path` is on. Raises LostWrites.
+
+    Python has no call for it. Since Linux 5.8 it reports a failed write-back of any file.
+    """
+    with _opened(path, os.O_RDONLY) as descriptor:
+        if _libc().syncfs(descriptor) != 0:
+            number = ctypes.get_errno()
+            raise LostWrites(number, os.strerror(number), os.fspath(path))
+
+
+@functools.cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
 
 
 def start_writing(path: Path) -> None:

@@ -14,22 +14,26 @@ from mta_under_test.tables.table import Entry, Table, TableError
 
 
 class FileTable(Table):
-    """Read when made, and again by `reload`. Raises TableError naming file and line."""
+    """Made of `text`, or of the file, which `reload` reads again. Raises TableError naming file and line."""
 
-    def __init__(self, name: str, path: Path) -> None:
+    def __init__(self, name: str, path: Path, text: bytes | None = None) -> None:
         self.path = path
-        super().__init__(name, _entries(path))
+        super().__init__(name, _entries(path, read_table(path) if text is None else text))
 
-    def reload(self) -> None:
-        """Read the file again. Raises TableError, and then the table still answers as before."""
-        self._fill(_entries(self.path))
+    def reload(self, text: bytes | None = None) -> None:
+        """Take `text`, or read the file again. Raises TableError, and then the table still answers as before."""
+        self._fill(_entries(self.path, read_table(self.path) if text is None else text))
 
 
-def _entries(path: Path) -> Iterator[Entry]:
+def read_table(path: Path) -> bytes:
+    """Raises TableError."""
     try:
-        text = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise TableError(f"{path}: cannot read the table: {error.strerror}") from error
+
+
+def _entries(path: Path, text: bytes) -> Iterator[Entry]:
     for number, line in enumerate(text.split(b"\n"), 1):
         where = f"{path}:{number}"
         try:

@@ -131,6 +131,20 @@ class Patterns:
         return any(pattern.search(key) for pattern in self._patterns)
 
 
+def variants_of(service: str, key: str) -> list[str]:
+    """The keys to ask a database for, which cannot compare as an index does: what would match, the closest first."""
+    key = key.lower()
+    if service == "domain":
+        labels = key.split(".")
+        return [key, *(f"*.{'.'.join(labels[start:])}" for start in range(1, len(labels))), "*"]
+    if service == "mailaddr":
+        user, at, domain = key.rpartition("@")
+        plain = user.partition(SUBADDRESS)[0]
+        found = [key, f"{plain}@{domain}", user, plain, f"@{domain}", "@"] if at else [key]
+        return list(dict.fromkeys(variant for variant in found if variant))
+    return [key]
+
+
 def network_of(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
     """`192.0.2.1`, `192.0.2.0/24`, `::1`, `[::1]`, `ipv6:::1`. Raises ValueError."""
     bare = text.strip("[]")

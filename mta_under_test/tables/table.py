@@ -25,6 +25,12 @@ class Service(enum.Enum):
     MAILADDR = "mailaddr"
     NETADDR = "netaddr"
     REGEX = "regex"
+    # Of values only: nothing is matched with these.
+    CREDENTIALS = "credentials"
+    USERINFO = "userinfo"
+    SOURCE = "source"
+    ADDRNAME = "addrname"
+    MAILADDRMAP = "mailaddrmap"
 
 
 _INDEXES: dict[Service, type[matching.Index]] = {
@@ -86,6 +92,20 @@ class Table:
         """The value of exactly this key."""
         entry = self._entries.get(key.lower())
         return None if entry is None else entry.value
+
+    def value(self, service: Service, key: str) -> str | None:
+        """What the table has for this key, where the value is what `service` says. Raises TableError."""
+        return self.lookup(key)
+
+    def reload(self, text: bytes | None = None) -> None:
+        """Take `text` for the contents, or read them again where they came from.
+
+        Raises TableError, and then the table answers as before. What stands in the configuration changes with it only.
+        """
+        raise TableError(f"<{self.name}> is written in the configuration; reload that")
+
+    def close(self) -> None:
+        """Let go of what answers need: a table that was replaced is closed."""
 
     def contains(self, service: Service, key: str) -> bool:
         """Whether an entry matches `key`, read as `service` says. Raises TableError as `check` does."""

@@ -1,4 +1,4 @@
-"""Addresses as the MAIL and RCPT commands carry them: RFC 5321 §4.1.2, ASCII only.
+"""Addresses as the MAIL and RCPT commands carry them: RFC 5321 §4.1.2, and RFC 6531 §3.3 where UTF-8 is allowed.
 
 Text in, `Mailbox` out. Says what an address is, never whether anybody lives there.
 """
@@ -13,13 +13,15 @@ MAX_LOCAL_BYTES = 64  # RFC 5321 §4.5.3.1.1
 MAX_DOMAIN_BYTES = 255  # RFC 5321 §4.5.3.1.2
 MAX_LABEL_BYTES = 63  # RFC 1035 §2.3.4
 
-_ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
+# Beyond ASCII (RFC 6532 §3.1) all but the controls of ISO 6429, the separators that would end a line, and surrogates.
+_BEYOND = "\u00a0-\u2027\u202a-\ud7ff\ue000-\U0010ffff"
+_ATOM = rf"[A-Za-z0-9!#$%&'*+/=?^_`{{|}}~{_BEYOND}-]+"
 _DOT_STRING = re.compile(rf"{_ATOM}(?:\.{_ATOM})*")
-_QUOTED_STRING = re.compile(r'"(?:[ !#-\[\]-~]|\\[ -~])*"')
+_QUOTED_STRING = re.compile(rf'"(?:[ !#-\[\]-~{_BEYOND}]|\\[ -~])*"')
 _LITERAL = re.compile(r"\[[A-Za-z0-9.:]*\]")
-_DOMAIN = re.compile(r"[A-Za-z0-9._-]+")
+_DOMAIN = re.compile(rf"[A-Za-z0-9._{_BEYOND}-]+")
 _ROUTE = re.compile(r"@[^\s:,@<>]+(?:,@[^\s:,@<>]+)*:")
-_LABEL = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_-]*[A-Za-z0-9_])?")
+_LABEL = re.compile(rf"[A-Za-z0-9_{_BEYOND}](?:[A-Za-z0-9_{_BEYOND}-]*[A-Za-z0-9_{_BEYOND}])?")
 
 
 class AddressError(ValueError):
@@ -36,6 +38,10 @@ class Mailbox:
     def __str__(self) -> str:
         local = self.local if _DOT_STRING.fullmatch(self.local) else _quoted(self.local)
         return f"{local}@{self.domain}" if self.domain else local
+
+    @property
+    def is_ascii(self) -> bool:
+        return self.local.isascii() and self.domain.isascii()
 
 
 def parse_path(text: str) -> tuple[Mailbox | None, str]:
@@ -76,8 +82,8 @@ def _mailbox(text: str, start: int) -> tuple[Mailbox, int]:
             raise AddressError("the quoted local part has no end, or a character that cannot be in it")
         raise AddressError(_unexpected(text, start, "where the local part should be"))
     local = re.sub(r"\\(.)", r"\1", found[0][1:-1]) if quoted else found[0]
-    if len(found[0]) > MAX_LOCAL_BYTES:
-        raise AddressError(f"the local part has {len(found[0])} bytes; {MAX_LOCAL_BYTES} are allowed")
+    if (size := _bytes(found[0])) > MAX_LOCAL_BYTES:
+        raise AddressError(f"the local part has {size} bytes; {MAX_LOCAL_BYTES} are allowed")
     end = found.end()
     if text[end : end + 1] != "@":
         if local.lower() == "postmaster" and not quoted:
@@ -95,13 +101,13 @@ def _domain(text: str, start: int) -> tuple[str, int]:
     if found is None:
         raise AddressError(_unexpected(text, start, "where the domain should be"))
     domain = found[0]
-    if len(domain) > MAX_DOMAIN_BYTES:
-        raise AddressError(f"the domain has {len(domain)} bytes; {MAX_DOMAIN_BYTES} are allowed")
+    if (size := _bytes(domain)) > MAX_DOMAIN_BYTES:
+        raise AddressError(f"the domain has {size} bytes; {MAX_DOMAIN_BYTES} are allowed")
     if is_literal:
         _check_literal(domain)
     else:
         for label in domain.split("."):
-            if len(label) > MAX_LABEL_BYTES or not _LABEL.fullmatch(label):
+            if _bytes(label) > MAX_LABEL_BYTES or not _LABEL.fullmatch(label):
                 raise AddressError(f"{domain!r} is not a domain: {label!r} cannot be a part of one")
     return domain, found.end()
 
@@ -118,6 +124,10 @@ def _check_literal(literal: str) -> None:
         raise AddressError(f"{literal} is not an address literal, as [192.0.2.1] or [IPv6:2001:db8::1] is") from error
 
 
+def _bytes(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode())
+
+
 def _unexpected(text: str, at: int, where: str) -> str:
     found = repr(text[at]) if at < len(text) else "the end"
     return f"unexpected {found} {where}"
@@ -125,3 +135,13 @@ def _unexpected(text: str, at: int, where: str) -> str:
 
 def _quoted(local: str) -> str:
     return '"' + re.sub(r'(["\\])', r"\\\1", local) + '"'
+
+
+def split_address(text: str) -> tuple[str, str]:
+    """Local part without its quotes, and domain ("" for the bare postmaster), of text that was parsed before."""
+    local, at, domain = text.rpartition("@")
+    if not at:
+        local, domain = domain, ""
+    if local.startswith('"'):
+        local = re.sub(r"\\(.)", r"\1", local[1:-1])
+    return local, domain

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from mta_under_test.wire.address import Mailbox
 from mta_under_test.wire.reply import Reply
@@ -22,25 +22,37 @@ class Hello:
 @dataclass(frozen=True)
 class Mail:
     sender: Mailbox | None  # None: the null sender
-    parameters: dict[str, str]  # names in capitals: SIZE, BODY, AUTH
+    parameters: dict[str, str]  # names in capitals: SIZE, BODY, AUTH, RET, ENVID, SMTPUTF8
+
+    @property
+    def utf8(self) -> bool:
+        """The message may have UTF-8 in its addresses and its header (RFC 6531)."""
+        return "SMTPUTF8" in self.parameters
 
 
 @dataclass(frozen=True)
 class Recipient:
     mailbox: Mailbox
-    parameters: dict[str, str]
+    parameters: dict[str, str]  # names in capitals: NOTIFY, ORCPT
 
 
 @dataclass(frozen=True)
 class Data:
-    """The reply is 354, or a refusal."""
+    """The reply is 354, or a refusal. It also stands before the first chunk of BDAT, where a 354 is not sent."""
 
 
 @dataclass(frozen=True)
 class Body:
-    """A piece of the message, dots unstuffed, line ends kept. Takes no reply."""
+    """A piece of the message, dots of DATA unstuffed, line ends kept. Takes no reply."""
 
     chunk: bytes
+
+
+@dataclass(frozen=True)
+class EndOfChunk:
+    """A chunk of BDAT that is not the last has come as a whole (RFC 3030)."""
+
+    size_bytes: int
 
 
 @dataclass(frozen=True)
@@ -64,6 +76,13 @@ class Verify:
 
 
 @dataclass(frozen=True)
+class Expand:
+    """EXPN: who is on a mailing list?"""
+
+    argument: str
+
+
+@dataclass(frozen=True)
 class Help:
     argument: str
 
@@ -71,6 +90,26 @@ class Help:
 @dataclass(frozen=True)
 class Quit:
     pass
+
+
+@dataclass(frozen=True)
+class StartTls:
+    """After a positive reply nothing that came before counts: the handshake follows, then EHLO (RFC 3207 §4.2)."""
+
+
+@dataclass(frozen=True)
+class Auth:
+    """A positive reply, 235, says that the client is who it claims; 334 asks for more (RFC 4954 §4)."""
+
+    mechanism: str  # in capitals: PLAIN or LOGIN
+    initial: bytes | None = field(repr=False)  # what it said with the command, decoded
+
+
+@dataclass(frozen=True)
+class AuthResponse:
+    """What the client answers to 334; None: it gives up."""
+
+    response: bytes | None = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -94,6 +133,6 @@ class Closed:
     in_data: bool
 
 
-Command = Hello | Mail | Recipient | Data | Reset | Noop | Verify | Help | Quit
-Asked = Command | Connected | EndOfData | Refused  # what a reply is owed for
+Command = Hello | Mail | Recipient | Data | Reset | Noop | Verify | Expand | Help | Quit | StartTls | Auth
+Asked = Command | AuthResponse | Connected | EndOfChunk | EndOfData | Refused  # what a reply is owed for
 Event = Asked | Body | Closed

@@ -31,11 +31,15 @@ class Imsg(NamedTuple):
 
 def encode(message: Imsg) -> bytes:
     """One frame. Raises ImsgError when the payload does not fit in 16,384 bytes."""
-    length = HEADER.size + len(message.payload)
+    return frame(message.type, message.payload, message.peer_id, message.pid, message.has_descriptor)
+
+
+def frame(kind: int, payload: bytes, peer_id: int, pid: int, has_descriptor: bool) -> bytes:
+    """The same, of its parts."""
+    length = HEADER.size + len(payload)
     if length > MAX_FRAME_BYTES:
-        raise ImsgError(f"payload of {len(message.payload)} bytes; a frame holds {MAX_FRAME_BYTES - HEADER.size}")
-    flags = HAS_DESCRIPTOR if message.has_descriptor else 0
-    return HEADER.pack(message.type, length, flags, message.peer_id, message.pid) + message.payload
+        raise ImsgError(f"payload of {len(payload)} bytes; a frame holds {MAX_FRAME_BYTES - HEADER.size}")
+    return HEADER.pack(kind, length, HAS_DESCRIPTOR if has_descriptor else 0, peer_id, pid) + payload
 
 
 class Decoder:
@@ -47,12 +51,17 @@ class Decoder:
     def feed(self, data: bytes) -> Iterator[Imsg]:
         """Yield every frame that `data` completes. Raises ImsgError on a length that no frame can have."""
         self._buffer += data
-        while len(self._buffer) >= HEADER.size:
-            kind, length, flags, peer_id, pid = HEADER.unpack_from(self._buffer)
-            if not HEADER.size <= length <= MAX_FRAME_BYTES:
-                raise ImsgError(f"frame of {length} bytes; it can have {HEADER.size} to {MAX_FRAME_BYTES}")
-            if len(self._buffer) < length:
-                return
-            payload = bytes(self._buffer[HEADER.size : length])
-            del self._buffer[:length]
-            yield Imsg(kind, payload, peer_id, pid, bool(flags & HAS_DESCRIPTOR))
+        at, end = 0, len(self._buffer)
+        try:
+            while end - at >= HEADER.size:
+                kind, length, flags, peer_id, pid = HEADER.unpack_from(self._buffer, at)
+                if not HEADER.size <= length <= MAX_FRAME_BYTES:
+                    raise ImsgError(f"frame of {length} bytes; it can have {HEADER.size} to {MAX_FRAME_BYTES}")
+                if end - at < length:
+                    return
+                payload = bytes(self._buffer[at + HEADER.size : at + length])
+                at += length
+                yield Imsg(kind, payload, peer_id, pid, bool(flags & HAS_DESCRIPTOR))
+        finally:
+            # Once for all frames of a read: a move of the rest for each would cost more than the decoding.
+            del self._buffer[:at]

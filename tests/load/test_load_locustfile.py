@@ -25,7 +25,7 @@ def test_locust_runs_a_scenario_file(name: str, tmp_path: Path) -> None:
     with SmtpSink() as sink:
         host = f"smtp://127.0.0.1:{sink.port}"
         path = scenarios.load(name).path
-        done = locust("-f", path, "--host", host, "-u", "5", "-r", "5", "-t", "1s", "--json-file", str(report))
+        done = locust("-f", path, "--host", host, "-u", "5", "-r", "5", "-t", "4s", "--json-file", str(report))
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     counted = {entry["name"]: entry for entry in json.loads(report.with_suffix(".json").read_text())}
@@ -43,7 +43,7 @@ def test_locusts_forked_workers_each_have_their_own_loop_and_names() -> None:
     with SmtpSink() as sink:
         host = f"smtp://127.0.0.1:{sink.port}"
         path = scenarios.load("accepted").path
-        done = locust("-f", path, "--host", host, "-u", "4", "-r", "4", "-t", "1s", "--processes", "2")
+        done = locust("-f", path, "--host", host, "-u", "4", "-r", "4", "-t", "4s", "--processes", "2")
     assert done.returncode == 0, done.stderr
     ids = sink.message_ids
     assert len(set(ids)) == len(ids) > 0
@@ -52,7 +52,7 @@ def test_locusts_forked_workers_each_have_their_own_loop_and_names() -> None:
 
 def test_failures_are_locusts_failures(unused_port: int) -> None:
     path = scenarios.load("accepted").path
-    done = locust("-f", path, "--host", f"127.0.0.1:{unused_port}", "-u", "1", "-t", "1s")
+    done = locust("-f", path, "--host", f"127.0.0.1:{unused_port}", "-u", "1", "-t", "4s")
     assert done.returncode == 1
     assert "SMTP CONNECT" in done.stdout + done.stderr
 

@@ -9,6 +9,7 @@ import pytest
 
 from harness.remote_mx.process import RemoteMX
 from tests.processes.daemon import CONFIGURATION, Smtpd
+from tests.processes.local import Place
 
 
 @pytest.fixture
@@ -22,10 +23,10 @@ def start_smtpd(tmp_path: Path) -> Iterator[Callable[..., Smtpd]]:
     """Start a daemon with a configuration of one's own."""
     started: list[Smtpd] = []
 
-    def start(configuration: str, *arguments: str) -> Smtpd:
+    def start(configuration: str, *arguments: str, change: str = "") -> Smtpd:
         directory = tmp_path / f"smtpd{len(started)}"
         directory.mkdir()
-        started.append(Smtpd(directory, configuration, *arguments))
+        started.append(Smtpd(directory, configuration, *arguments, change=change))
         return started[-1]
 
     yield start
@@ -37,3 +38,10 @@ def start_smtpd(tmp_path: Path) -> Iterator[Callable[..., Smtpd]]:
 @pytest.fixture
 def smtpd(start_smtpd: Callable[..., Smtpd], mx: RemoteMX) -> Smtpd:
     return start_smtpd(CONFIGURATION.format(**mx.ports))
+
+
+@pytest.fixture
+def place() -> Iterator[Place]:
+    homes = Place()
+    yield homes
+    homes.close()

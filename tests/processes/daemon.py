@@ -15,6 +15,7 @@ import psutil
 
 from mta_under_test.ipc.client import ControlClient, ControlError
 from mta_under_test.ipc.messages import Kind
+from mta_under_test.processes.parent import ROLES
 
 WAIT_S = 20.0
 
@@ -27,11 +28,23 @@ def until(condition: Callable[[], object], what: str, timeout_s: float = WAIT_S)
         time.sleep(0.01)
 
 
+def _is_named(process: psutil.Process) -> bool:
+    try:
+        return (process.cmdline() or [""])[0].startswith("smtpd: ")
+    except psutil.Error:
+        return False  # a delivery that is over by now
+
+
 class Smtpd:
     """The daemon, its log, its control socket, and clients for it."""
 
-    def __init__(self, directory: Path, configuration: str, *arguments: str) -> None:
+    def __init__(self, directory: Path, configuration: str, *arguments: str, change: str = "") -> None:
+        """`change`: statements that set constants of `delivery` and `mda` before the daemon starts."""
         self.directory = directory
+        self._start = ["-m", "mta_under_test.smtpd"]
+        if change:
+            imports = "import sys; from mta_under_test import smtpd; from mta_under_test.processes import delivery, mda"
+            self._start = ["-c", f"{imports}; {change}; sys.exit(smtpd.main())"]
         self.spool = directory / "spool"
         self.socket = directory / "smtpd.sock"
         self.log_path = directory / "log"
@@ -43,7 +56,7 @@ class Smtpd:
         with self.log_path.open("ab") as log:
             began = log.tell()
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "mta_under_test.smtpd", "-d", "-f", self.directory / "smtpd.conf"]
+                [sys.executable, *self._start, "-d", "-f", self.directory / "smtpd.conf"]
                 + ["--spool", self.spool, "--socket", self.socket, *self._arguments],
                 stdout=log,
                 stderr=log,
@@ -52,6 +65,8 @@ class Smtpd:
         assert self.process.poll() is None, self.log()
         self.ports = [int(port) for port in re.findall(r"listening on \S+ port (\d+)", self.log()[began:])]
         self.family = [psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children()]
+        # Filters' programs are of the family, but have names of their own.
+        until(lambda: sum(map(_is_named, self.family)) > len(ROLES), "every process has its name")
 
     def log(self) -> str:
         return self.log_path.read_text()
@@ -67,8 +82,14 @@ class Smtpd:
             return client.stats()
 
     def pid_of(self, role: str) -> int:
-        (pid,) = (process.pid for process in self.family if process.cmdline()[0] == f"smtpd: {role}")
-        return pid
+        found: list[int] = []
+
+        def titled() -> list[int]:  # a process names itself a moment after it was born
+            found[:] = (process.pid for process in self.family if process.cmdline()[0] == f"smtpd: {role}")
+            return found
+
+        until(titled, f"a process smtpd: {role}")
+        return found[0]
 
     def descriptors(self, role: str) -> list[str]:
         links = []
@@ -89,6 +110,10 @@ class Smtpd:
             stats[name]
             for name in ("smtp.session", "scheduler.envelope.inflight", "scheduler.envelope.due", "mta.relay")
         )
+
+    def spool_is_empty(self) -> bool:
+        """But for an emptied journal."""
+        return not [path for path in self.spool.rglob("*") if path.is_file() and path.stat().st_size]
 
     def smtpctl(self, *words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

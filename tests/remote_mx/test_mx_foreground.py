@@ -76,3 +76,4 @@ def test_a_taken_port_and_a_bad_policy_are_one_line_each(capsys: pytest.CaptureF
     assert captured.err == f"seatbelt mx: 127.0.0.1:{port}: Address already in use; choose with --listen and --port\n"
     assert run_foreground("rcpt=twice", "127.0.0.1", 0, False) == 2
     assert "'twice' is no action" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, "Ctrl-C is the caller's again"

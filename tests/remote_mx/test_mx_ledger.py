@@ -7,12 +7,17 @@ import pytest
 from harness.remote_mx.ledger import KEPT_BYTES, Account, Ledger, Transaction, returned_message_id
 from mta_under_test.wire import dsn
 
-OUR_BOUNCE = dsn.bounce(
-    hostname="target.test",
-    sender="bob@sender.test",
-    failures=[dsn.Failure("c@refused.test", "550 5.1.1 No such user")],
-    original_header=b"Received: from x\r\nMessage-Id: <original@load>\r\nSubject: x",
-    bounce_id="b1",
+OUR_BOUNCE = (
+    dsn.opening(
+        "failed",
+        hostname="target.test",
+        sender="bob@sender.test",
+        recipients=[dsn.Recipient("c@refused.test", "550 5.1.1 No such user", "failed")],
+        report_id="b1",
+        arrival=0,
+    )
+    + b"Received: from x\r\nMessage-Id: <original@load>\r\nSubject: x"
+    + dsn.closing("b1", "target.test")
 )
 POSTFIX_BOUNCE = b"""\
 Return-Path: <>\r

@@ -116,12 +116,21 @@ lines = st.sampled_from(
         b"long " * 20,
         b"STARTTLS",
         b"bare\rcr",
+        b"BDAT 7",
+        b"BDAT 30 LAST",
+        b"BDAT 60",
+        b"BDAT x",
+        b"MAIL FROM:<\xc3\xa9@b.test> SMTPUTF8",
+        b"RCPT TO:<r@d.test> NOTIFY=NEVER",
+        b"Received: x",
     ]
 )
 streams = st.lists(st.tuples(lines, st.sampled_from([b"\r\n"] * 6 + [b"\n", b"\r", b"\r\r\n", b""])), max_size=15).map(
     lambda parts: b"".join(line + end for line, end in parts)
 )
-openings = st.sampled_from([b"", b"EHLO x.test\r\n", b"EHLO x.test\r\n" + TO_DATA])
+openings = st.sampled_from(
+    [b"", b"EHLO x.test\r\n", b"EHLO x.test\r\n" + TO_DATA, b"EHLO x.test\r\n" + TO_DATA[:-6] + b"BDAT 9\r\n"]
+)
 
 
 def refusing(event: server.Asked) -> Reply:
@@ -147,12 +156,18 @@ def without_bodies_of_refused(events: list[server.Event]) -> list[server.Event]:
 @given(openings, streams, st.data())
 def test_every_split_of_the_stream_gives_the_same_events(opening: bytes, tail: bytes, data: st.DataObject) -> None:
     stream = opening + tail
-    limits = Limits(message_bytes=40, command_bytes=60, data_line_bytes=30)
+    limits = Limits(
+        message_bytes=40, command_bytes=60, data_line_bytes=30, hops=2, failed_recipients=3, useless_commands=9
+    )
     cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=10)))
     pieces = [stream[a:b] for a, b in zip([0, *cuts], [*cuts, len(stream)], strict=True) if a < b]
-    whole, said = drive(ServerMachine(limits), [stream] if stream else [], refusing)
-    split, said_split = drive(ServerMachine(limits), pieces, refusing)
-    single, said_single = drive(ServerMachine(limits), [bytes([byte]) for byte in stream], refusing)
+
+    def machine() -> ServerMachine:
+        return ServerMachine(limits, extensions=server.ALL_EXTENSIONS)
+
+    whole, said = drive(machine(), [stream] if stream else [], refusing)
+    split, said_split = drive(machine(), pieces, refusing)
+    single, said_single = drive(machine(), [bytes([byte]) for byte in stream], refusing)
     assert without_bodies_of_refused(split) == without_bodies_of_refused(whole) == without_bodies_of_refused(single)
     assert said == said_split == said_single
 
@@ -160,7 +175,7 @@ def test_every_split_of_the_stream_gives_the_same_events(opening: bytes, tail: b
 @settings(deadline=None)
 @given(st.binary(max_size=200), st.lists(st.binary(max_size=20), max_size=10))
 def test_no_bytes_break_it(junk: bytes, chunks: list[bytes]) -> None:
-    machine = ServerMachine()
+    machine = ServerMachine(extensions=server.ALL_EXTENSIONS)
     events, _ = drive(machine, [b"EHLO x\r\n", b"\r\n", *(chunk or b"." for chunk in chunks), junk or b".", b""])
     assert isinstance(events[-1], server.Closed)
 

@@ -3,7 +3,9 @@
 `site` imports this at the start of every Python that inherited the environment of `harness.agent.environment`; the
 files that it reads and writes are described there.
 
-Owns: one signal handler. At rest it has no thread and no descriptor, and asking leaves no object behind.
+Owns: one signal handler. At rest it has no thread and no descriptor, and asking leaves no object behind. A process
+that gives up its rights or changes its root could no longer reach the files: just before, the agent opens the
+directory, and that one descriptor it keeps.
 Never: imports anything of Seatbelt (the target's Python may be another one, of 3.7 or later), raises into the target,
 takes the place of another sitecustomize: the next one on the path is run as if this one were not there.
 """
@@ -22,8 +24,9 @@ class _Agent:
     def __init__(self, directory: str, number: int) -> None:
         self._directory = directory
         self._number = number
-        self._request = directory + "/request"
         self._answering = False
+        self._kept = -1  # a descriptor of the directory, once its path may be out of reach
+        self._kept_identity = (0, 0)
         self._answered = bytes(8)  # the last request (a block from the start): a second signal for it is not answered
 
     def install(self) -> None:
@@ -31,8 +34,40 @@ class _Agent:
             signal.signal(self._number, self._on_signal)
         except ValueError:
             return  # a sub-interpreter: signals belong to the main one
+        for name in ("chroot", "setuid", "setreuid", "setresuid"):
+            self._stand_before(name)
         os.register_at_fork(after_in_child=self._announce)
         self._announce()
+
+    def _stand_before(self, name: str) -> None:
+        plain = getattr(os, name, None)
+        if plain is None:
+            return
+
+        def guarded(*arguments: object) -> object:
+            self._keep_directory()
+            return plain(*arguments)
+
+        setattr(os, name, guarded)
+
+    def _keep_directory(self) -> None:
+        if self._reach() is None:
+            try:
+                self._kept = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                found = os.fstat(self._kept)
+            except OSError:
+                return  # then this process does not answer, and the harness sees it
+            self._kept_identity = (found.st_dev, found.st_ino)
+
+    def _reach(self) -> int | None:
+        """The kept descriptor, if the target has not closed it, and perhaps used its number for another file."""
+        if self._kept < 0:
+            return None
+        try:
+            found = os.fstat(self._kept)
+        except OSError:
+            return None
+        return self._kept if (found.st_dev, found.st_ino) == self._kept_identity else None
 
     def _announce(self) -> None:
         try:
@@ -53,7 +88,8 @@ class _Agent:
             self._answering = False
 
     def _answer(self) -> None:
-        request = _read(self._request)
+        kept = self._reach()
+        request = _read("request" if kept is not None else self._directory + "/request", kept)
         if request == self._answered:
             return
         if gc.isenabled():  # a target that switched the collector off keeps its cycles: they are its own to free
@@ -65,18 +101,22 @@ class _Agent:
         self._answered = request
 
     def _write(self, suffix: str, data: bytes) -> None:
-        path = "%s/%d%s" % (self._directory, os.getpid(), suffix)  # noqa: UP031 - one temporary object
+        kept = self._reach()
+        path = "%d%s" % (os.getpid(), suffix)  # noqa: UP031 - one temporary object
+        if kept is None:
+            path = self._directory + "/" + path
         partial = path + ".tmp"
-        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644, dir_fd=kept)
         try:
             os.write(descriptor, data)
         finally:
             os.close(descriptor)
-        os.rename(partial, path)  # noqa: PTH104 - the target may not have imported pathlib, and need not
+        # The target may not have imported pathlib, and need not.
+        os.rename(partial, path, src_dir_fd=kept, dst_dir_fd=kept)
 
 
-def _read(path: str) -> bytes:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+def _read(path: str, directory: int | None = None) -> bytes:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
     try:
         return os.read(descriptor, 4096)
     finally:

@@ -1,0 +1,363 @@
+"""The mail servers that benchmarks/mta.py compares: how each is had, started on loopback, held, drained and stopped.
+
+Debian's are unpacked into a cache (`apt-get download`, `dpkg -x`), not installed. Those that look for their users and
+their queue in fixed places (OpenSMTPD, Exim) run in a mount namespace of their own, where these places are the
+benchmark's directory; that needs root. Whatever cannot be had or started raises Unavailable, which says why.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from mta_under_test.ipc.client import ControlClient, ControlError
+from mta_under_test.ipc.messages import Kind
+
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "seatbelt" / "benchmark"
+START_S = 20.0
+
+
+class Unavailable(Exception):
+    """This server cannot be measured here; one line says why."""
+
+
+def debian(package: str) -> Path:
+    """The unpacked package."""
+    target = CACHE / package
+    if not target.exists():
+        CACHE.mkdir(parents=True, exist_ok=True)
+        got = subprocess.run(["apt-get", "download", package], cwd=CACHE, capture_output=True, text=True, check=False)
+        archives = sorted(CACHE.glob(f"{package}_*.deb"))
+        if not archives:
+            raise Unavailable(f"apt-get download {package}: {(got.stderr.strip().splitlines() or ['no package'])[-1]}")
+        subprocess.run(["dpkg", "-x", archives[-1], target], check=True, capture_output=True)
+    return target
+
+
+def postfix_tool(name: str) -> tuple[Path, dict[str, str]]:
+    """smtp-source or smtp-sink, and the environment that it needs."""
+    root = debian("postfix")
+    return root / "usr/sbin" / name, {**os.environ, "LD_LIBRARY_PATH": os.fspath(root / "usr/lib/postfix")}
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+class Server:
+    """One, running from `start` to `stop`. With `hold` it accepts mail and does not try to deliver it."""
+
+    name: str
+
+    def __init__(self, directory: Path, sink: int, *, hold: bool) -> None:
+        self.directory = directory
+        self.sink = sink
+        self.hold = hold
+        self.port = free_port()
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Raises Unavailable."""
+        self.directory.mkdir(parents=True)
+        self.directory.chmod(0o755)
+        self.configure()
+        with (self.directory / "log").open("wb") as log:
+            self.process = subprocess.Popen(
+                self.command(), env=self.environment(), stdout=log, stderr=log, start_new_session=True
+            )
+        deadline = time.monotonic() + START_S
+        while not self._greets():
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                self.stop()
+                raise Unavailable(f"does not start: {self.last_words()}")
+            time.sleep(0.05)
+        self.started()
+
+    def last_words(self) -> str:
+        lines = (self.directory / "log").read_text(errors="replace").strip().splitlines()
+        return lines[-1][:160] if lines else "it says nothing"
+
+    def _greets(self) -> bool:
+        try:
+            with socket.create_connection(("127.0.0.1", self.port), timeout=1.0) as sock:
+                return sock.recv(100).startswith(b"220")
+        except OSError:
+            return False
+
+    def stop(self) -> None:
+        """The server and whatever it started: its session."""
+        if self.process is None:
+            return
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(10)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+        for pid in _session(self.process.pid):
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        self.process = None
+
+    # ---- what each server says for itself
+
+    def configure(self) -> None: ...
+
+    def command(self) -> Sequence[str | Path]:
+        raise NotImplementedError
+
+    def environment(self) -> dict[str, str]:
+        return dict(os.environ)
+
+    def started(self) -> None: ...
+
+    def queued(self) -> int:
+        """Messages that it still has."""
+        raise NotImplementedError
+
+
+def _session(leader: int) -> list[int]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue  # gone meanwhile
+            if int(fields[3]) == leader:
+                found.append(int(entry.name))
+    return found
+
+
+def _files(*directories: Path) -> int:
+    count = 0
+    for directory in directories:
+        for _, _, names in os.walk(directory):
+            count += len(names)
+    return count
+
+
+class Ours(Server):
+    name = "Seatbelt's smtpd"
+
+    def configure(self) -> None:
+        (self.directory / "smtpd.conf").write_text(
+            f"listen on 127.0.0.1 port {self.port}\n"
+            f'action "out" relay host smtp://127.0.0.1:{self.sink}\n'
+            f'match from any for any action "out"\n'
+        )
+
+    def command(self) -> Sequence[str | Path]:
+        arguments = ["-d", "-f", self.directory / "smtpd.conf", "--spool", self.directory / "spool"]
+        return [sys.executable, "-m", "mta_under_test.smtpd", *arguments, "--socket", self.directory / "s"]
+
+    def environment(self) -> dict[str, str]:
+        return {**os.environ, "PYTHONPATH": os.fspath(Path(__file__).resolve().parents[1])}
+
+    def started(self) -> None:
+        if self.hold:
+            with ControlClient(self.directory / "s") as control:
+                control.ask(Kind.PAUSE, text="mta")
+
+    def queued(self) -> int:
+        try:
+            with ControlClient(self.directory / "s") as control:
+                return control.stats()["scheduler.envelope"]
+        except ControlError as error:
+            raise Unavailable(str(error)) from error
+
+
+class Postfix(Server):
+    name = "Postfix"
+    owner = "daemon"  # it wants an owner of its mail that owns nothing else of it; any that every Debian has will do
+
+    def configure(self) -> None:
+        root = debian("postfix")
+        etc, spool, data = (self.directory / name for name in ("etc", "spool", "data"))
+        for directory in (etc, data, spool):
+            directory.mkdir()
+        services = (
+            f"127.0.0.1:{self.port} inet n - n - - smtpd",
+            "pickup unix n - n 60 1 pickup",
+            "cleanup unix n - n - 0 cleanup",
+            "qmgr unix n - n 300 1 qmgr",
+            "rewrite unix - - n - - trivial-rewrite",
+            *(f"{name} unix - - n - 0 bounce" for name in ("bounce", "defer", "trace")),
+            *(f"{name} unix - - n - - smtp" for name in ("smtp", "relay")),
+            "proxymap unix - - n - - proxymap",
+            "anvil unix - - n - 1 anvil",
+            "scache unix - - n - 1 scache",
+            "postlog unix-dgram n - n - 1 postlogd",
+            "error unix - - n - - error",
+            "retry unix - - n - - error",
+        )
+        (etc / "master.cf").write_text("".join(f"{line}\n" for line in services))
+        (etc / "main.cf").write_text(
+            f"compatibility_level = 3.6\nqueue_directory = {spool}\ndata_directory = {data}\n"
+            f"daemon_directory = {root}/usr/lib/postfix/sbin\ncommand_directory = {root}/usr/sbin\n"
+            f"shlib_directory = {root}/usr/lib/postfix\nmeta_directory = {etc}\n"
+            f"mail_owner = {self.owner}\nsetgid_group = mail\nmyhostname = bench.test\nmydestination =\n"
+            f"mynetworks = 127.0.0.0/8\nsmtpd_relay_restrictions = permit_mynetworks, reject\n"
+            f"relayhost = [127.0.0.1]:{self.sink}\ninet_interfaces = 127.0.0.1\ninet_protocols = ipv4\n"
+            f"maillog_file = {self.directory}/maillog\nmaillog_file_prefixes = {self.directory}\n"
+            f"import_environment = LD_LIBRARY_PATH MAIL_CONFIG\nexport_environment = LD_LIBRARY_PATH MAIL_CONFIG\n"
+            f"alias_maps =\nalias_database =\nlocal_recipient_maps =\n"
+            + ("smtpd_recipient_restrictions = check_client_access static:hold, permit\n" if self.hold else "")
+        )
+        (etc / "dynamicmaps.cf").touch()
+        rooms = "active bounce corrupt defer deferred flush hold incoming private saved trace maildrop public pid"
+        for name in rooms.split():
+            (spool / name).mkdir()
+            shutil.chown(spool / name, "root" if name == "pid" else self.owner)
+        shutil.chown(data, self.owner)
+        for name, mode in (("maildrop", 0o730), ("public", 0o710)):
+            shutil.chown(spool / name, group="mail")
+            (spool / name).chmod(mode)
+
+    def command(self) -> Sequence[str | Path]:
+        if os.geteuid() != 0:
+            raise Unavailable("needs root")
+        return [debian("postfix") / "usr/lib/postfix/sbin/master", "-c", self.directory / "etc", "-d"]
+
+    def environment(self) -> dict[str, str]:
+        return {**postfix_tool("master")[1], "MAIL_CONFIG": os.fspath(self.directory / "etc")}
+
+    def queued(self) -> int:
+        return _files(*(self.directory / "spool" / name for name in ("maildrop", "incoming", "active", "deferred")))
+
+
+class Contained(Server):
+    """In a mount namespace: /etc/passwd, /etc/group, /run, /var/spool and /var/lib are the benchmark's.
+
+    So is /etc/resolv.conf: a look-up of 127.0.0.1 that waits for a name server is not what is measured.
+    """
+
+    users: tuple[str, ...]
+
+    def configure(self) -> None:
+        names = ("root", "daemon", "nobody", *self.users)
+        numbers = {"root": 0, "daemon": 1, "nobody": 65534} | {one: 9001 + at for at, one in enumerate(self.users)}
+        home = "/var/lib/empty"
+        lines = (f"{name}:x:{numbers[name]}:{numbers[name]}::{home}:/bin/false\n" for name in names)
+        (self.directory / "passwd").write_text("".join(lines))
+        groups = "".join(f"{name}:x:{numbers[name]}:\n" for name in names)
+        (self.directory / "group").write_text(f"{groups}mail:x:8:\nnogroup:x:65534:\n")
+        (self.directory / "resolv.conf").write_text("lookup file\nnameserver 127.0.0.1\noptions timeout:1 attempts:1\n")
+        for room in ("run", "spool", "lib", "lib/empty"):
+            (self.directory / room).mkdir()
+            (self.directory / room).chmod(0o711)
+
+    def command(self) -> Sequence[str | Path]:
+        if os.geteuid() != 0 or shutil.which("unshare") is None:
+            raise Unavailable("needs root and unshare(1), since its queue is in a fixed place")
+        places = (
+            ("passwd", "/etc/passwd"),
+            ("group", "/etc/group"),
+            ("resolv.conf", "/etc/resolv.conf"),
+            ("run", "/run"),
+            ("spool", "/var/spool"),
+            ("lib", "/var/lib"),
+        )
+        mounts = "".join(f"mount --bind {self.directory / ours} {theirs} && " for ours, theirs in places)
+        return ["unshare", "-m", "sh", "-c", f"{mounts}exec {self.inside()}"]
+
+    def inside(self) -> str:
+        raise NotImplementedError
+
+
+class OpenSMTPD(Contained):
+    name = "OpenSMTPD (Debian)"
+    users = ("opensmtpd", "opensmtpq")
+
+    def configure(self) -> None:
+        super().configure()
+        (self.directory / "spool/smtpd").mkdir()
+        (self.directory / "spool/smtpd").chmod(0o711)
+        (self.directory / "lib/opensmtpd/empty").mkdir(parents=True)
+        for path in ("lib/opensmtpd", "lib/opensmtpd/empty"):
+            (self.directory / path).chmod(0o711)
+        (self.directory / "smtpd.conf").write_text(
+            f"listen on 127.0.0.1 port {self.port}\n"
+            f'action "out" relay host smtp://127.0.0.1:{self.sink}\n'
+            f'match from any for any action "out"\n'
+        )
+
+    def inside(self) -> str:
+        return f"{debian('opensmtpd')}/usr/sbin/smtpd -d {'-P mta ' if self.hold else ''}-f {self.directory}/smtpd.conf"
+
+    def queued(self) -> int:
+        return _files(*(self.directory / "spool/smtpd" / name for name in ("queue", "incoming")))
+
+
+class Exim(Contained):
+    name = "Exim (Debian, light)"
+    users = ("Debian-exim",)
+
+    def configure(self) -> None:
+        super().configure()
+        debian("libidn12")
+        for path in ("spool/exim4", "spool/exim4/log"):
+            (self.directory / path).mkdir()
+            os.chown(self.directory / path, 9001, 9001)
+        (self.directory / "exim.conf").write_text(
+            "spool_directory = /var/spool/exim4\nlog_file_path = /var/spool/exim4/log/%slog\n"
+            "primary_hostname = bench.test\nacl_smtp_rcpt = accept\nacl_smtp_data = accept\n"
+            "smtp_accept_max = 100\nsmtp_accept_queue_per_connection = 0\nhost_lookup =\nrfc1413_query_timeout = 0s\n"
+            "tls_advertise_hosts =\nprdr_enable = false\nkeep_environment =\n"
+            f"queue_only = {'true' if self.hold else 'false'}\n"
+            "begin routers\nout:\n  driver = manualroute\n  transport = out\n  route_list = * 127.0.0.1 byname\n"
+            "  self = send\n"
+            f"begin transports\nout:\n  driver = smtp\n  port = {self.sink}\n  allow_localhost = true\n"
+            "begin retry\n* * F,1h,1s\n"
+        )
+
+    def inside(self) -> str:
+        queue = "" if self.hold else "-q5s "
+        return (
+            f"env LD_LIBRARY_PATH={debian('libidn12')}/usr/lib/x86_64-linux-gnu "
+            f"{debian('exim4-daemon-light')}/usr/sbin/exim4 -C {self.directory}/exim.conf -bdf {queue}"
+            f"-oX '<; [127.0.0.1]:{self.port}'"
+        )
+
+    def queued(self) -> int:
+        return _files(self.directory / "spool/exim4/input")
+
+
+class Aiosmtpd(Server):
+    """As one would write it in an afternoon: each message to a file, fsync of file and directory, then 250."""
+
+    name = "aiosmtpd + fsync"
+
+    def configure(self) -> None:
+        (self.directory / "spool").mkdir()
+        packages = CACHE / "aiosmtpd"
+        if not packages.exists():
+            command = [sys.executable, "-m", "pip", "install", "--quiet", "--target", packages, "aiosmtpd"]
+            if subprocess.run(command, capture_output=True, check=False).returncode != 0:
+                raise Unavailable("pip install aiosmtpd fails")
+
+    def command(self) -> Sequence[str | Path]:
+        script = Path(__file__).with_name("aiosmtpd_server.py")
+        sink = [] if self.hold else ["--sink", str(self.sink)]
+        return [sys.executable, script, "--port", str(self.port), "--spool", self.directory / "spool", *sink]
+
+    def environment(self) -> dict[str, str]:
+        return {**os.environ, "PYTHONPATH": os.fspath(CACHE / "aiosmtpd")}
+
+    def queued(self) -> int:
+        return _files(self.directory / "spool")
+
+
+SERVERS: tuple[type[Server], ...] = (Ours, Postfix, OpenSMTPD, Exim, Aiosmtpd)

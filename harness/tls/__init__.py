@@ -1,0 +1,1 @@
+"""How strong a server's ephemeral keys really are: read from handshakes, not from what it says it prefers."""
