@@ -168,6 +168,15 @@ def test_an_interrupt_keeps_what_is_known(tmp_path: Path) -> None:
     assert [dose.units for dose in record.doses] == [20, 20]
 
 
+@pytest.mark.parametrize("name", ["tempfail-retry", "bounce-storm", "abort-at-every-state"])
+def test_mail_that_hurts_in_other_ways_leaves_nothing_either(tmp_path: Path, name: str) -> None:
+    scenario = replace(scenarios.load(name), promises=())
+    record = Run(tmp_path, scenario, Options(profile=COUNTS))()
+    assert record.verdict == "clean", [finding.message for finding in record.findings] + record.reasons
+    assert (record.work.lost, record.work.queued) == (0, 0)
+    assert record.work.sessions > 0
+
+
 def test_a_target_that_does_not_come_to_rest_is_a_finding(tmp_path: Path) -> None:
     options = Options(profile=COUNTS, refuses="rcpt=stall:30", rest_timeout_s=1.0)
     record = Run(tmp_path, rejected(), options)()

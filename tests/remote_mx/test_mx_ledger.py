@@ -119,6 +119,18 @@ def refused(transaction: Transaction, *recipients: bool, whole: bool = False) ->
     return transaction.fate
 
 
+def test_a_bounce_that_is_refused_for_good_has_told_its_story(ledger: Ledger, account: Account) -> None:
+    for returned in (False, True):
+        account.begin("")
+        account.accept_recipient("bob@sender.test")
+        assert account.transaction is not None
+        account.transaction.body(OUR_BOUNCE)
+        account.refuse_whole("554 no", returned=returned)
+        account.end()
+        assert ledger.report().bounced == ({"original@load"} if returned else set())
+    assert not ledger.report().delivered
+
+
 def test_a_message_is_refused_when_nobody_gets_it() -> None:
     assert refused(Transaction(""), False, False) == "refused"
     assert refused(Transaction(""), whole=True) == "refused"
