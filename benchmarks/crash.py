@@ -219,7 +219,10 @@ class Daemon:
 
     def _lose_power(self, chance: Random | None) -> None:
         left = self.directory / "left"
-        restore(self.shadow, left, current=self.spool if chance else None, chance=chance)
+        try:
+            restore(self.shadow, left, current=self.spool if chance else None, chance=chance)
+        except FileNotFoundError:
+            return  # before queue had begun its work
         shutil.rmtree(self.spool)
         left.rename(self.spool)
 

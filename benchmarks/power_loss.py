@@ -30,7 +30,7 @@ class Shadow:
         self._root = root
         self._copy = copy
         self._held: dict[int, int] = {}
-        self._copied_bytes: dict[int, int] = {}  # of journals, which only grow
+        self._copied_bytes: dict[int, int] = {}  # of journals, which are only appended to until they are cut
         self._lock = threading.Lock()
         copy.mkdir(parents=True, exist_ok=True)
 
@@ -38,6 +38,7 @@ class Shadow:
         """Everything that exists now counts as safe."""
         self._all()
         fsync, fdatasync, sync_file_system = os.fsync, os.fdatasync, durable.sync_file_system
+        ftruncate = os.ftruncate
 
         def after(real: Callable[[int], None]) -> Callable[[int], None]:
             def call(descriptor: int) -> None:
@@ -52,7 +53,13 @@ class Shadow:
             with self._lock:
                 self._all()
 
+        def cut(descriptor: int, length: int) -> None:
+            with self._lock:
+                ftruncate(descriptor, length)
+                self._copied_bytes[os.fstat(descriptor).st_ino] = -1  # the next sync copies all of it
+
         os.fsync, os.fdatasync = after(fsync), after(fdatasync)  # type: ignore[assignment]
+        os.ftruncate = cut  # type: ignore[assignment]
         durable.sync_file_system = everything
 
     def _one(self, descriptor: int) -> None:
@@ -65,7 +72,8 @@ class Shadow:
             self._file(path, descriptor)
 
     def _all(self) -> None:
-        for top, _, names in os.walk(self._root):
+        # Bottom up: a directory's names count once everything below it does.
+        for top, _, names in os.walk(self._root, topdown=False):
             for name in names:
                 path = Path(top, name)
                 try:
@@ -86,7 +94,8 @@ class Shadow:
         target = self._copy / str(number)
         if path.parent.name == "journal":
             begin = self._copied_bytes.get(number, 0)
-            with target.open("ab") as copy:
+            with target.open("ab" if begin >= 0 else "wb") as copy:
+                begin = max(begin, 0)
                 copy.write(os.pread(descriptor, size_bytes - begin, begin) if size_bytes > begin else b"")
             self._copied_bytes[number] = size_bytes
         else:
@@ -121,7 +130,12 @@ class Shadow:
 
 
 def restore(copy: Path, target: Path, *, current: Path | None = None, chance: Random | None = None) -> None:
-    """Build in `target`, which must not exist, what power loss leaves. `current` and `chance` together: by chance."""
+    """Build in `target`, which must not exist, what power loss leaves. `current` and `chance` together: by chance.
+
+    Raises FileNotFoundError when `install` had not come to its end: then nothing had been done that could be lost.
+    """
+    if not (copy / "root").exists():
+        raise FileNotFoundError(copy)
     _restore(copy, copy / "root", target, current, chance)
 
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
 from harness.fds import Row, run
-from tests.probes.probed import holds_everything, python
+from tests.probes.probed import as_another_user, holds_everything, python
 from tests.processes.daemon import CONFIGURATION, Smtpd
 
 SEATBELT = Path(sys.executable).with_name("seatbelt")
@@ -149,4 +152,40 @@ def test_no_such_process_is_one_line_and_status_2(capsys: pytest.CaptureFixture[
     with python("-c", "") as process:
         process.wait()
         assert run(process.pid, as_json=False, summary=False) == 2
-    assert capsys.readouterr().err == f"seatbelt: no process with pid {process.pid}\n"
+        finished = subprocess.run([SEATBELT, "fds", str(process.pid)], capture_output=True, text=True, check=False)
+    told = capsys.readouterr()
+    assert (told.err, told.out) == (f"seatbelt: no process with pid {process.pid}\n", "")
+    assert (finished.returncode, finished.stdout, finished.stderr) == (2, told.out, told.err)
+
+
+def test_a_process_that_is_not_ours_to_see_is_one_line_and_status_2() -> None:
+    unseen = "import ctypes, sys; ctypes.CDLL(None).prctl(4, 0)"  # PR_SET_DUMPABLE: now only root may look
+    with python("-c", f"{unseen}; print(flush=True); sys.stdin.read()") as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+
+        def refused() -> list[str]:
+            with redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as err:
+                status = run(process.pid, as_json=False, summary=False)
+            return [str(status), out.getvalue(), err.getvalue()]
+
+        status, out, err = as_another_user(refused)
+    assert (status, out) == ("2", "")
+    assert re.fullmatch(
+        rf"seatbelt: descriptors of \S+ \(pid {process.pid}\): not permitted; run Seatbelt as root\n", err
+    )
+
+
+def test_a_reader_that_leaves_early_sees_no_traceback(tmp_path: Path) -> None:
+    with holds_everything(tmp_path) as holder:
+        piped = f"'{SEATBELT}' fds {holder.pid} | head -n 1"
+        finished = subprocess.run(["sh", "-c", piped], capture_output=True, text=True, check=False)
+    assert finished.stdout.startswith("ROLE")
+    assert finished.stderr == ""
+
+
+@pytest.mark.parametrize("argument", ["0", "-1", "x", ""])
+def test_what_is_no_pid_is_told_with_status_2(argument: str) -> None:
+    finished = subprocess.run([SEATBELT, "fds", "--", argument], capture_output=True, text=True, check=False)
+    assert (finished.returncode, finished.stdout) == (2, "")
+    assert "Invalid value for 'pid'" in finished.stderr.splitlines()[-1]

@@ -21,7 +21,7 @@ class Listing(NamedTuple):
 
 
 def read(root: Path, limit: int = MAX_FILES) -> Listing:
-    """At most `limit` names. What disappears during the walk is skipped; a root that is not there is a problem."""
+    """At most `limit` names. What disappears during the walk is skipped; a root that is no directory is a problem."""
     top = os.fsencode(root)
     names: list[bytes] = []
     problems: list[str] = []
@@ -40,9 +40,10 @@ def read(root: Path, limit: int = MAX_FILES) -> Listing:
                         todo.clear()
                         problems.append(f"spool {root}: more than {limit} files; only {limit} were listed")
                         break
-        except (FileNotFoundError, PermissionError) as error:
-            if isinstance(error, PermissionError):
-                problems.append(f"spool directory {text(top + b'/' + below)}: run as root or as its owner")
-            elif not below:
-                problems.append(f"spool {root}: no such directory")
+        except PermissionError:
+            problems.append(f"spool directory {text(top + b'/' + below)}: run as root or as its owner")
+        except (FileNotFoundError, NotADirectoryError) as error:
+            if not below:
+                missing = isinstance(error, FileNotFoundError)
+                problems.append(f"spool {root}: {'no such directory' if missing else 'not a directory'}")
     return Listing([text(name) for name in sorted(names)], problems)

@@ -105,6 +105,9 @@ class Sampler:
             except (FileNotFoundError, ProcessLookupError):
                 os.close(self._statm.pop(pid))
                 self._refresh_at = 0.0  # one ended; another may have taken its place
+            except PermissionError:
+                # Not ours to count before Linux 6.2, and on any a zombie, which is root's: until it is asked for again.
+                os.close(self._statm.pop(pid))
         if len(self._rows) >= self._max_rows:
             self._rows = thinned(self._rows)
             self._interval_s *= 2

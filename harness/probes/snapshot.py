@@ -70,16 +70,20 @@ def inspect(pids: Iterable[int], roles: Roles = default_role) -> tuple[list[Proc
         process = processes.read(pid, roles)
         if process is None:
             continue
+        refused: OSError | None = None
         if process.state != "Z":
             try:
                 process.descriptors = descriptors.read(pid, tables)
             except (FileNotFoundError, ProcessLookupError):
                 continue
             except OSError as error:
-                unreadable.append(f"descriptors of {process.role} (pid {pid}): {_remedy(pid, error)}")
+                refused = error
             process.memory = memory.read(pid)
-        if _still(process):
-            found.append(process)
+        if not _still(process):
+            continue
+        found.append(process)
+        if refused is not None and process.state != "Z":  # a zombie is root's, and holds nothing
+            unreadable.append(f"descriptors of {process.role} (pid {pid}): {_remedy(pid, refused)}")
     return found, unreadable
 
 
@@ -112,7 +116,10 @@ def _still(process: Process) -> bool:
 def _remedy(pid: int, error: OSError) -> str:
     if not isinstance(error, PermissionError):
         return error.strerror or str(error)
-    owner = os.stat(f"/proc/{pid}").st_uid
+    try:
+        owner = os.stat(f"/proc/{pid}").st_uid
+    except FileNotFoundError:
+        return "not permitted, and it ended meanwhile"
     if owner in (0, os.geteuid()):
         return "not permitted; run Seatbelt as root"
     try:

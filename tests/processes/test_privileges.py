@@ -61,8 +61,10 @@ def test_every_role_but_lookup_lives_where_it_can_reach_no_file(smtpd: Smtpd) ->
         else:
             assert root.endswith(" (deleted)"), role
             assert not os.listdir(f"/proc/{smtpd.pid_of(role)}/root")
+        # Queue has its own directories open for an instant, to fsync them.
         directories = [link for link in smtpd.descriptors(role) if Path(link).is_dir()]
-        assert not directories, f"{role} holds a way out"
+        outside = [link for link in directories if role != "queue" or not link.startswith(f"{root}/")]
+        assert not outside, f"{role} holds a way out"
 
 
 @root_only
