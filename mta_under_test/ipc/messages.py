@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import enum
 import struct
+from array import array
 
 
 class Kind(enum.IntEnum):
@@ -129,7 +130,8 @@ def pack(integers: tuple[int, ...], text: bytes = b"") -> bytes:
     count = len(integers)
     if count < len(_FEW):
         return _FEW[count].pack(count, *integers) + text
-    return struct.pack(f"=H{count}Q", count, *integers) + text
+    # Not struct with a format of its own: the module would keep every length that it ever saw, up to a hundred.
+    return _COUNT.pack(count) + array("Q", integers).tobytes() + text
 
 
 def unpack(payload: bytes) -> tuple[tuple[int, ...], bytes]:
@@ -139,7 +141,9 @@ def unpack(payload: bytes) -> tuple[tuple[int, ...], bytes]:
         if count < len(_FEW):
             integers = _FEW[count].unpack_from(payload)[1:]
         else:
-            integers = struct.unpack_from(f"={count}Q", payload, _COUNT.size)
-    except struct.error as error:
+            integers = tuple(memoryview(payload)[_COUNT.size :][: 8 * count].cast("Q"))
+            if len(integers) < count:
+                raise PayloadError(f"payload of {len(payload)} bytes: {count} integers do not fit")
+    except (struct.error, TypeError) as error:
         raise PayloadError(f"payload of {len(payload)} bytes: {error}") from error
     return integers, payload[_COUNT.size + 8 * count :]

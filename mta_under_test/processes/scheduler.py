@@ -86,6 +86,8 @@ class Scheduler(Process):
         self._held: dict[int, dict[int, None]] = {}  # by relay: evpids, first come first released
         self._paused: set[Delivery] = set()
         self._timer: asyncio.Handle | None = None
+        self._timer_due = 0
+        self._soon = False  # `_run` will be called without the timer
         self._warn_after_s = sorted(self.config.bounce_warn_s)
 
     async def finish(self) -> None:
@@ -308,16 +310,29 @@ class Scheduler(Process):
         self._in_flight -= 1
 
     def _wake(self) -> None:
-        """Run now, or when the next envelope is due."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if self._due:
-            delay_s = max(0.0, self._due[0][0] - time.time())
-            self._timer = asyncio.get_running_loop().call_later(delay_s, self._run)
+        """Run soon, or when the next envelope is due.
+
+        A timer that would fire too early is left alone: asyncio keeps a cancelled one until its time, which is hours.
+        """
+        if not self._due or self._soon:
+            return
+        loop, now = asyncio.get_running_loop(), time.time()
+        due = self._due[0][0]
+        if due <= now:
+            self._soon = True
+            loop.call_soon(self._run)
+        elif self._timer is None or due < self._timer_due:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer_due = due
+            self._timer = loop.call_later(due - now, self._ring)
+
+    def _ring(self) -> None:
+        self._timer = None
+        self._run()
 
     def _run(self) -> None:
-        self._timer = None
+        self._soon = False
         now = int(time.time())
         batches: dict[Delivery, list[int]] = {Delivery.MTA: [], Delivery.MDA: []}
         while self._due and self._due[0][0] <= now:
