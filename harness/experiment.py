@@ -37,6 +37,7 @@ REST_POLL_S = 0.02
 REST_POLLS = 3  # in a row that must look the same
 REST_TIMEOUT_S = 30.0
 DOSE_TIMEOUT_S = 120.0
+HURRY_S = 0.25  # between two of a busy target's: it may be waiting for a route that it thinks is bad
 DEATH_SHOWS_S = 1.0
 SAMPLE_HZ = 10.0
 REFUSING, HOME = "refusing", "home"
@@ -84,6 +85,7 @@ class Experiment:
         self._ledger = LedgerReport()
         self._epoch = time.monotonic()
         self._probe_cpu_s = 0.0
+        self._hurried = 0.0
 
     # ---- the whole
 
@@ -249,9 +251,11 @@ class Experiment:
 
     def _look(self) -> Rest:
         rest = self._target.rest()
-        if self.scenario.hurry and not rest.busy and rest.backlog:
-            self._target.hurry()
-            return Rest({"messages put off": rest.backlog}, rest.backlog, rest.counters)
+        if self.scenario.hurry and (rest.busy or rest.backlog):
+            if self._clock() >= self._hurried + HURRY_S or not rest.busy:
+                self._target.hurry()
+                self._hurried = self._clock()
+            return rest if rest.busy else Rest({"messages put off": rest.backlog}, rest.backlog, rest.counters)
         if not rest.busy and (sessions := self._mx.open_sessions()):
             return Rest({"sessions at the remote MX": sessions}, rest.backlog, rest.counters)
         return rest

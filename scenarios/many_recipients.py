@@ -41,7 +41,7 @@ SCENARIO = Scenario(
     unit="message",
     session=session,
     units_per_session=2,
-    first_dose=4,
+    first_dose=8,
     refuses=f"rcpt@{REFUSED_DOMAIN}=550",
     promises=(Promise("delivered", 60, advice="see in the target's log why mail was not delivered"),),
 )

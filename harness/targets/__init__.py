@@ -55,7 +55,7 @@ class Target(Protocol):
         """Raises TargetError when the target cannot be asked."""
 
     def hurry(self) -> None:
-        """Try everything that waits again now. Raises TargetError when the target cannot be asked."""
+        """Try everything that waits again now, on every route. Raises TargetError when the target cannot be asked."""
 
     def deaths(self) -> list[Incident]:
         """Processes that ended though nobody asked them to."""

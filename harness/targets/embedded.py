@@ -182,6 +182,7 @@ class Embedded:
         if self._control is None:
             raise TargetError("the target is not running")
         try:
+            self._control.ask(Kind.RESUME_ROUTE, 0)  # first: what is scheduled would meet a route that is shut
             self._control.ask(Kind.SCHEDULE, 0)
         except ControlError as error:
             raise TargetError(str(error)) from error
