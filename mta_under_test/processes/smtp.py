@@ -39,7 +39,6 @@ logger = logging.getLogger("smtpd")
 
 class Smtp(Process):
     role: ClassVar[str] = "smtp"
-    session_class: ClassVar[type[Session]] = Session
 
     def __init__(self, start: Start, sockets: Sockets) -> None:
         super().__init__(start, sockets)
@@ -190,7 +189,7 @@ class Smtp(Process):
 
     def _begin(self, listener: Listener, connection: socket.socket, source: tuple[str, int]) -> None:
         connection.setblocking(False)
-        session = self.session_class(self, listener, next(self._session_ids))
+        session = Session(self, listener, next(self._session_ids))
         self.sessions.add(session)
         self.admission.enter()
         self.stats["smtp.session.total"] += 1

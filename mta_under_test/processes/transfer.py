@@ -67,8 +67,6 @@ RESULT_STATS = {
 
 class Transfer(Process):
     role: ClassVar[str] = "transfer"
-    session_class: ClassVar[type[Session]] = Session
-    map_class: ClassVar[type[Map]] = Map
 
     def __init__(self, start: Start, sockets: Sockets) -> None:
         super().__init__(start, sockets)
@@ -81,7 +79,7 @@ class Transfer(Process):
         return self._tls[pki, verify]
 
     async def start(self) -> None:
-        self.map = self.map_class()
+        self.map = Map()
         self.hoststats = HostStats(self.config.max_deferred)
         self._arrivals = Arrivals(self)
         self._sessions = 0
@@ -277,7 +275,7 @@ class Transfer(Process):
         route = self.map.connected(relay, connector, mx.host, asyncio.get_running_loop().time())
         self._sessions += 1
         self.stats["mta.session.total"] += 1
-        session = self.session_class(self, relay, connector, route, mx.name)
+        session = Session(self, relay, connector, route, mx.name)
         self.spawn(session.run(), f"session to {route.host.address}")
 
     async def _resolve(self, domain: Domain) -> None:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from harness import scenario as scenarios
@@ -10,15 +15,32 @@ from mta_under_test.defects.__main__ import main
 from mta_under_test.processes.parent import BIRTHS
 from reports.record import Resource
 
+ROOT = Path(__file__).resolve().parents[2]
+
 
 @pytest.mark.parametrize("name", defects.names())
 def test_every_defect_is_told_completely(name: str) -> None:
     defect = defects.load(name)
     assert defect.name == name
     assert defect.role in BIRTHS
-    assert defect.resource in Resource.__args__  # type: ignore[attr-defined]
+    assert set(defect.resources) <= set(Resource.__args__)  # type: ignore[attr-defined]
+    assert bool(defect.resources) == (defect.difficulty != "innocent")
     assert scenarios.load(defect.scenario)
-    assert all((defect.trigger, defect.rate, defect.source, defect.story))
+    assert all((defect.trigger, defect.source, defect.story))
+
+
+@pytest.mark.parametrize("name", defects.names())
+def test_what_a_defect_replaces_is_there(name: str) -> None:
+    """In a process of its own: an overlay changes the classes of the process that calls it."""
+    code = f"from mta_under_test import defects; defects.load({name!r}).overlay(lambda: True)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("name", [each.name for each in defects.every().values() if each.opener])
+def test_where_it_is_opened_is_there(name: str) -> None:
+    path, _, function = defects.load(name).opener.partition(":")
+    source = (ROOT / path).read_text()
+    assert not function or re.search(rf"def {function}\b", source)
 
 
 def test_a_defect_changes_its_own_process_and_no_other() -> None:
