@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 if TYPE_CHECKING:
-    from harness.experiment import MakeTarget
+    from functools import partial
+
+    from harness.targets.embedded import Embedded
     from reports.record import RunRecord
 
 CLEAN, FINDING, USAGE, INCONCLUSIVE = 0, 1, 2, 3
@@ -76,12 +78,16 @@ def run(
     nofile: Annotated[int | None, typer.Option(min=32, help="descriptor limit of the target")] = None,
     record: Annotated[Path | None, typer.Option(metavar="FILE.json", help="write the run record there too")] = None,
     runs: Annotated[Path, typer.Option(metavar="DIR", help="where run directories are kept")] = Path("runs"),
+    attribution: Annotated[bool, typer.Option(help="after a finding, a traced run that tells where it began")] = True,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="print the verdict's line only")] = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="print what happens, line by line")] = False,
 ) -> None:
     """Load a mail server, let it rest, and say what it failed to let go of."""
+    from functools import partial
+
     from harness import experiment, plan
     from harness import scenario as scenarios
+    from harness.attribution import SecondLook
     from harness.load.process import LoadError
     from harness.progress import progress
     from harness.remote_mx.policy import Policy, PolicyError
@@ -103,6 +109,11 @@ def run(
     try:
         with progress(quiet=quiet, verbose=verbose) as show:
             result = experiment.Experiment(chosen, make_target, directory, options, show).run()
+            if attribution and result.findings:
+                traced = partial(make_target, traced=True)
+                result.attribution = SecondLook(chosen, traced, directory / "traced", options, show).explain(
+                    result.findings
+                )
     except (TargetError, LoadError, RemoteMXError) as error:
         fail(error)
     except KeyboardInterrupt:
@@ -118,7 +129,11 @@ def run(
     raise typer.Exit(EXIT_STATUS[result.verdict])
 
 
-def _target(name: str, defect: list[str], seed: int, port: int, nofile: int | None) -> tuple[MakeTarget, list[str]]:
+def _target(
+    name: str, defect: list[str], seed: int, port: int, nofile: int | None
+) -> tuple[partial[Embedded], list[str]]:
+    from functools import partial
+
     from harness import __version__
     from harness.targets.embedded import Embedded
     from mta_under_test.defects import DefectError, parse
@@ -130,10 +145,7 @@ def _target(name: str, defect: list[str], seed: int, port: int, nofile: int | No
     except DefectError as error:
         fail(error)
 
-    def make(directory: Path, ports: dict[str, int]) -> Embedded:
-        return Embedded(directory, ports, version=__version__, defects=defects, seed=seed, port=port, nofile=nofile)
-
-    return make, defects
+    return partial(Embedded, version=__version__, defects=defects, seed=seed, port=port, nofile=nofile), defects
 
 
 def _run_directory(runs: Path, scenario: str) -> Path:
@@ -169,7 +181,7 @@ def _keep(result: RunRecord, directory: Path, record: Path | None) -> Path:
 
     from reports.record import save
 
-    for scratch in ("spool", "agent"):
+    for scratch in ("spool", "agent", "traced"):
         shutil.rmtree(directory / scratch, ignore_errors=True)
     (directory / "command").write_text(result.command + "\n")
     save(result, directory / "record.json")

@@ -229,6 +229,7 @@ class RunRecord(msgspec.Struct):
     promises: list[Promise] = msgspec.field(default_factory=list)
     doses: list[Dose] = msgspec.field(default_factory=list)
     findings: list[Finding] = msgspec.field(default_factory=list)
+    attribution: str = ""  # how `opened_at` of the findings was found, or why it was not
     tested: list[Tested] = msgspec.field(default_factory=list)
     incidents: list[Incident] = msgspec.field(default_factory=list)
     mail: dict[str, MailFate] = msgspec.field(default_factory=dict)  # accepted Message-ID -> what became of it

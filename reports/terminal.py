@@ -102,7 +102,8 @@ def _finding(index: int, finding: Finding) -> Iterator[Text]:
     elif finding.resource != "mail":
         yield _line(f"{INDENT}when", f"in {_dose(finding)}")
     yield from _proof(finding)
-    for label, texts in (("for example", finding.examples[:MAX_EXAMPLES]), ("opened at", finding.opened_at)):
+    where = {"memory": "made at", "process": "started at", "thread": "started at"}.get(finding.resource, "opened at")
+    for label, texts in (("for example", finding.examples[:MAX_EXAMPLES]), (where, finding.opened_at)):
         for position, text in enumerate(texts):
             yield _line("" if position else INDENT + label, shorten(_plain(text), TEXT_COLUMNS))
     if finding.advice:

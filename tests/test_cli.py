@@ -87,6 +87,8 @@ def test_the_leak_of_2013_is_told_with_its_proof(tmp_path: Path) -> None:
     (finding,) = (finding for finding in record.findings if finding.resource == "descriptor")
     assert 0.9 <= finding.rate <= 1.0
     assert finding.dose_units == [20, 40, 80, 160]
+    assert finding.opened_at[0].endswith("in message_fd (queue)")
+    assert "opened at" in finished.stdout
     assert record.target.defects == ["transfer-fd-leak"]
     assert record.work.lost == 0
     assert max(map(len, finished.stdout.splitlines())) <= 80

@@ -10,6 +10,7 @@ The conversation goes through files in one directory (the asking side is `harnes
                  after boot (proc_pid_stat(5), field 22)
     request      written before the signal: the number of the request
     PID.json     the answer: {"request": …, "blocks": …, "objects": …}
+    PID.trace    written before the answer when the target is traced: what `inject/tracer.py` tells, as JSON
     PID.silent   PID.ready, renamed because no answer came: this process is not asked again
 """
 
@@ -23,14 +24,16 @@ from pathlib import Path
 SIGNAL = signal.SIGRTMIN + 7  # glibc keeps the first two real-time signals; nobody in the mail trade uses this one
 DIRECTORY_VARIABLE = "SEATBELT_AGENT_DIR"
 SIGNAL_VARIABLE = "SEATBELT_AGENT_SIGNAL"
+TRACE_VARIABLE = "SEATBELT_AGENT_TRACE"
 
 _INJECT = Path(__file__).resolve().parent / "inject"
 
 
-def environment(directory: Path, base: Mapping[str, str] = os.environ) -> dict[str, str]:
+def environment(directory: Path, base: Mapping[str, str] = os.environ, *, traced: bool = False) -> dict[str, str]:
     """A whole environment: `base`, and what loads the agent into every Python started with it.
 
     `directory` is where agent and harness meet; it must exist, and the target's processes must be allowed to write it.
+    `traced`: where things are made is remembered too (`inject/tracer.py`), which makes the target several times slower.
     """
     rest = base.get("PYTHONPATH", "")
     return {
@@ -38,4 +41,5 @@ def environment(directory: Path, base: Mapping[str, str] = os.environ) -> dict[s
         "PYTHONPATH": f"{_INJECT}{os.pathsep}{rest}" if rest else str(_INJECT),
         DIRECTORY_VARIABLE: str(directory.resolve()),
         SIGNAL_VARIABLE: str(int(SIGNAL)),
+        **({TRACE_VARIABLE: "1"} if traced else {}),
     }

@@ -61,6 +61,7 @@ class Embedded:
         seed: int = 0,
         port: int = 0,
         nofile: int | None = None,
+        traced: bool = False,
     ) -> None:
         self.version = version
         self.directory = directory
@@ -71,6 +72,7 @@ class Embedded:
         self._defects = list(defects)
         self._seed = seed
         self._nofile = nofile
+        self._traced = traced
         self._process: subprocess.Popen[bytes] | None = None
         self._control: ControlClient | None = None
         self._family: list[psutil.Process] = []
@@ -108,7 +110,7 @@ class Embedded:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=agent.environment(self.agent_directory),
+                env=agent.environment(self.agent_directory, traced=self._traced),
                 start_new_session=True,  # a Ctrl-C in the terminal is for the harness, which then stops the target
                 preexec_fn=self._before_exec,
             )

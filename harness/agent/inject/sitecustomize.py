@@ -18,11 +18,13 @@ import importlib.util
 import os
 import signal
 import sys
+from collections.abc import Callable
 
 
 class _Agent:
-    def __init__(self, directory: str, number: int) -> None:
+    def __init__(self, directory: str, number: int, tell: Callable[[], bytes] | None = None) -> None:
         self._directory = directory
+        self._tell = tell  # the tracer's, in a traced run
         self._number = number
         self._answering = False
         self._kept = -1  # a descriptor of the directory, once its path may be out of reach
@@ -97,6 +99,8 @@ class _Agent:
             gc.collect()  # finalizers of the first round may have let more go
         blocks = sys.getallocatedblocks()
         objects = len(gc.get_objects())
+        if self._tell is not None:
+            self._write(".trace", self._tell())  # before the answer: who reads that finds this
         self._write(".json", b'{"request": %b, "blocks": %d, "objects": %d}' % (request, blocks, objects))
         self._answered = request
 
@@ -135,9 +139,23 @@ def _run_the_next_one() -> None:
     spec.loader.exec_module(module)
 
 
+def _traced() -> Callable[[], bytes] | None:
+    """Start tracing; what is returned tells everything that was seen."""
+    path = __file__.rpartition("/")[0] + "/tracer.py"
+    spec = importlib.util.spec_from_file_location("_seatbelt_tracer", path)
+    if spec is None or spec.loader is None:
+        return None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    tracer = module.Tracer()
+    tracer.install()
+    answer: Callable[[], bytes] = tracer.answer
+    return answer
+
+
 _directory = os.environ.get("SEATBELT_AGENT_DIR")
 _number = os.environ.get("SEATBELT_AGENT_SIGNAL")
 if _directory and _number and hasattr(sys, "getallocatedblocks"):
-    _Agent(_directory, int(_number)).install()
+    _Agent(_directory, int(_number), _traced() if os.environ.get("SEATBELT_AGENT_TRACE") else None).install()
 if __name__ == "sitecustomize":
     _run_the_next_one()

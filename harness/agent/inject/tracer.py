@@ -1,0 +1,268 @@
+"""The tracer: remembers where each descriptor, thread and child was made, and which lines' objects stay.
+
+Loaded by the agent when SEATBELT_AGENT_TRACE is set, in a small second run after a finding; it costs far too much for
+the first. It replaces the functions of Python's library that make descriptors, and puts asyncio's event loop in the
+place of uvloop's, which makes them where no Python function sees it.
+
+Owns: the tables. Never: imports anything of Seatbelt (the target's Python may be another one, of 3.9 or later), keeps
+a descriptor open, raises into the target.
+
+What `answer` tells, stacks as [[file, line, function], …], innermost first, without the frames of Python's library:
+
+    open       {fd: [stack, received]}      of every open descriptor whose making was seen
+    made       [[dev, inode, stack], …]     the newest files that were opened here, closed since or not
+    passed     [[dev, inode, stack], …]     where those were opened that were sent to another process
+    threads    {native id: stack}
+    children   {pid: stack}
+    growth     [[bytes, objects, stack], …] what grew between each two marks, most bytes first
+"""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import builtins
+import collections
+import functools
+import importlib
+import io
+import itertools
+import json
+import os
+import select
+import socket
+import subprocess
+import sys
+import sysconfig
+import threading
+import tracemalloc
+from collections.abc import Callable, Iterable
+from typing import Any
+
+Table = collections.OrderedDict[tuple[int, int], list[Any]]  # by device and inode: a stack
+
+MOST_MADE = 20000
+MOST_FRAMES = 12
+MOST_GROWTH = 20
+SCANNED_FRAMES = 60
+HEAP_FRAMES = 12  # of each allocation
+
+_LIBRARY = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib"))
+_PACKAGES = tuple(sysconfig.get_paths()[name] for name in ("purelib", "platlib"))
+
+
+class Tracer:
+    def __init__(self) -> None:
+        self._open: dict[int, tuple[tuple[int, int], list[Any], bool]] = {}  # key, stack, passed
+        self._made: Table = collections.OrderedDict()
+        self._passed: Table = collections.OrderedDict()
+        self._threads: dict[int, list[Any]] = {}
+        self._children: dict[int, list[Any]] = {}
+        self._marks: list[dict[tracemalloc.Traceback, tuple[int, int]]] = []  # bytes and objects
+        self._inside = False
+
+    def install(self) -> None:
+        for name in ("open", "dup", "dup2", "eventfd", "memfd_create", "pidfd_open"):
+            self._after(os, name, self._one)
+        for name in ("pipe", "pipe2", "openpty"):
+            self._after(os, name, self._all)
+        self._after(os, "fork", self._child)
+        self._after(os, "posix_spawn", self._child)
+        for module in (builtins, io):
+            self._after(module, "open", lambda opened: self._one(_number_of(opened)))
+        # All ways to a socket (accept, socketpair, dup, fromfd) end in the constructor.
+        self._after_method(socket.socket, "__init__", lambda self_, result: self._one(self_.fileno()))
+        self._before_sendmsg()
+        self._after_method(socket.socket, "recvmsg", lambda self_, result: self._received(result))
+        self._after_method(threading.Thread, "start", lambda self_, result: self._thread(self_))
+        self._after_method(subprocess.Popen, "_execute_child", lambda self_, result: self._child(self_.pid))
+        select.epoll = _Maker(select.epoll, self._one)  # type: ignore[assignment,misc]
+        try:
+            uvloop = importlib.import_module("uvloop")
+        except ImportError:
+            pass  # the target has none: its sockets are asyncio's anyway
+        else:
+            uvloop.new_event_loop = asyncio.new_event_loop  # type: ignore[attr-defined]
+
+    # ---- noting
+
+    def _after(self, module: Any, name: str, note: Callable[[Any], None]) -> None:
+        plain = getattr(module, name, None)
+        if plain is None:
+            return
+
+        @functools.wraps(plain)
+        def traced(*arguments: Any, **keywords: Any) -> Any:
+            result = plain(*arguments, **keywords)
+            note(result)
+            return result
+
+        setattr(module, name, traced)
+
+    def _after_method(self, owner: Any, name: str, note: Callable[[Any, Any], None]) -> None:
+        plain = getattr(owner, name)
+
+        @functools.wraps(plain)
+        def traced(self_: Any, *arguments: Any, **keywords: Any) -> Any:
+            result = plain(self_, *arguments, **keywords)
+            note(self_, result)
+            return result
+
+        setattr(owner, name, traced)
+
+    def _before_sendmsg(self) -> None:
+        plain = socket.socket.sendmsg
+
+        @functools.wraps(plain)
+        def traced(self_: Any, buffers: Any, ancillary: Any = (), *arguments: Any) -> int:
+            ancillary = list(ancillary)
+            for number in _rights(ancillary):
+                if number in self._open:
+                    key, stack, _ = self._open[number]
+                    self._remember(self._passed, key, stack)
+            return plain(self_, buffers, ancillary, *arguments)
+
+        socket.socket.sendmsg = traced  # type: ignore[method-assign]
+
+    def _one(self, number: int, *, received: bool = False) -> None:
+        if self._inside or number < 0:
+            return
+        self._inside = True
+        try:
+            found = os.fstat(number)
+            stack = _stack()
+            self._open[number] = ((found.st_dev, found.st_ino), stack, received)
+            if not received:
+                self._remember(self._made, (found.st_dev, found.st_ino), stack)
+        except OSError:
+            pass  # closed again already: nothing to remember
+        finally:
+            self._inside = False
+
+    def _all(self, numbers: Iterable[int]) -> None:
+        for number in numbers:
+            self._one(number)
+
+    def _received(self, result: Any) -> None:
+        for number in _rights(result[1]):
+            self._one(number, received=True)
+
+    @staticmethod
+    def _remember(table: Table, key: tuple[int, int], stack: list[Any]) -> None:
+        table.pop(key, None)
+        table[key] = stack
+        if len(table) > MOST_MADE:
+            table.popitem(last=False)
+
+    def _child(self, pid: int) -> None:
+        if pid:
+            self._children[pid] = _stack()
+
+    def _thread(self, thread: threading.Thread) -> None:
+        number = getattr(thread, "native_id", None)
+        if number is not None:
+            self._threads[number] = _stack()
+
+    # ---- telling
+
+    def answer(self) -> bytes:
+        """Mark what every line's objects are now, and tell everything, as JSON."""
+        self._mark()
+        return json.dumps(self._dump()).encode("utf-8", "replace")
+
+    def _mark(self) -> None:
+        # Only from the first one on: what a target allocates to start is not looked for, and is most of what there is.
+        if not tracemalloc.is_tracing():
+            tracemalloc.start(HEAP_FRAMES)
+        snapshot = tracemalloc.take_snapshot()
+        snapshot = snapshot.filter_traces((tracemalloc.Filter(False, __file__), tracemalloc.Filter(False, "<frozen*")))
+        self._marks.append({each.traceback: (each.size, each.count) for each in snapshot.statistics("traceback")})
+
+    def _dump(self) -> dict[str, Any]:
+        still = {}
+        for number, (key, stack, received) in self._open.items():
+            try:
+                found = os.fstat(number)
+            except OSError:
+                continue
+            if (found.st_dev, found.st_ino) == key:
+                still[number] = [stack, received]
+        return {
+            "open": still,
+            "made": [[device, inode, stack] for (device, inode), stack in self._made.items()],
+            "passed": [[device, inode, stack] for (device, inode), stack in self._passed.items()],
+            "threads": self._threads,
+            "children": self._children,
+            "growth": self._growth(),
+        }
+
+    def _growth(self) -> list[Any]:
+        """What grew between each mark and the next: whatever grew once only is not what is looked for."""
+        if len(self._marks) < 2:
+            return []
+        grown: list[Any] = []
+        for trace, (size, count) in self._marks[-1].items():
+            sizes = [mark.get(trace, (0, 0))[0] for mark in self._marks]
+            if all(after > before for before, after in itertools.pairwise(sizes)):
+                counts = self._marks[0].get(trace, (0, 0))[1]
+                grown.append([size - sizes[0], count - counts, _traced(trace)])
+        grown.sort(key=lambda each: -each[0])
+        return grown[:MOST_GROWTH]
+
+
+class _Maker:
+    """Stands for a class that is called to make one. No function: where it is a class attribute it must not bind."""
+
+    def __init__(self, plain: Any, note: Callable[[int], None]) -> None:
+        self._plain = plain
+        self._note = note
+
+    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
+        made = self._plain(*arguments, **keywords)
+        self._note(made.fileno())
+        return made
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._plain, name)
+
+
+def _rights(ancillary: Iterable[Any]) -> list[int]:
+    """The descriptors that travel with a message: unix(7), SCM_RIGHTS."""
+    numbers: list[int] = []
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            packed = array.array("i")
+            packed.frombytes(bytes(data)[: len(bytes(data)) // packed.itemsize * packed.itemsize])
+            numbers.extend(packed)
+    return numbers
+
+
+def _number_of(opened: Any) -> int:
+    try:
+        return int(opened.fileno())
+    except (OSError, ValueError, AttributeError):
+        return -1
+
+
+def _stack() -> list[Any]:
+    frame = sys._getframe(2)
+    found: list[Any] = []
+    library: list[Any] = []
+    for _ in range(SCANNED_FRAMES):
+        code = frame.f_code
+        if code.co_filename != __file__:
+            line = [code.co_filename, frame.f_lineno, code.co_name]
+            (library if _is_library(code.co_filename) else found).append(line)
+        if frame.f_back is None:
+            break
+        frame = frame.f_back
+    return (found or library)[:MOST_FRAMES]
+
+
+def _traced(trace: Iterable[tracemalloc.Frame]) -> list[Any]:
+    lines: list[Any] = [[frame.filename, frame.lineno, ""] for frame in reversed(list(trace))]
+    return [line for line in lines if not _is_library(line[0])] or lines
+
+
+def _is_library(path: str) -> bool:
+    return path.startswith("<frozen") or (path.startswith(_LIBRARY) and not path.startswith(_PACKAGES))

@@ -1,0 +1,218 @@
+"""A second, small run after a finding, in which the target remembers where it made what it now keeps.
+
+Counting is cheap and is always done; remembering a stack for everything that is made is not, so it is done only once
+something was found, and only as long as it takes to see it again. Needs a target with an agent (any Python).
+
+Owns: the traced run, and which stack belongs to which finding. Never: judges.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+
+from harness.detectors.classes import descriptor_class, listening_ports, unexplained_files
+from harness.experiment import Cut, Experiment
+from harness.load.process import LoadError
+from harness.plan import Step
+from harness.remote_mx.process import RemoteMXError
+from harness.targets import TargetError
+from reports.record import Descriptor, Finding, Process, RunRecord, Snapshot
+
+ATTRIBUTABLE = frozenset({"descriptor", "socket", "memory", "process", "thread", "file"})
+EXPECTED = 8  # instances of what was found, in the traced doses
+MOST_UNITS = 1500  # of a traced dose, however rare the finding is
+DOSES = 2  # after the warm-up: what grows in each of them is what keeps growing
+MOST_SITES = 3  # of memory
+MOST_LINES = 6
+HOME = Path(__file__).resolve().parents[1]  # paths below it are told without it
+
+Line = tuple[str, int, str]  # file, line, function
+Stack = list[Line]  # innermost first
+Key = tuple[int, int]  # st_dev, st_ino
+
+
+class Opened(msgspec.Struct, array_like=True):
+    stack: Stack
+    received: bool
+
+
+class Made(msgspec.Struct, array_like=True):
+    device: int
+    inode: int
+    stack: Stack
+
+
+class Growth(msgspec.Struct, array_like=True):
+    size: int
+    count: int
+    stack: Stack
+
+
+class Trace(msgspec.Struct):
+    """What one process told (`harness/agent/inject/tracer.py`)."""
+
+    open: dict[int, Opened]
+    made: list[Made]
+    passed: list[Made]
+    threads: dict[int, Stack]
+    children: dict[int, Stack]
+    growth: list[Growth]
+
+
+class SecondLook(Experiment):
+    """The same scenario on a traced target. `explain` fills in `opened_at` of what it sees again."""
+
+    def explain(self, findings: Sequence[Finding]) -> str:
+        """Returns what came of it, in one sentence; empty when there was nothing to look for."""
+        wanted = [finding for finding in findings if _is_attributable(finding)]
+        if not wanted:
+            return ""
+        try:
+            with ExitStack() as running:
+                self._start(running)
+                record = self._blank(datetime.now(UTC))
+                for step in self._steps(wanted):
+                    self._give(record, step)
+                self._match(record, wanted)
+        except Cut as cut:
+            return f"the traced run was cut short: {cut.incident.text}"
+        except (TargetError, LoadError, RemoteMXError, OSError, msgspec.DecodeError) as error:
+            return f"the traced run failed: {error}"
+        seen = sum(bool(finding.opened_at) for finding in wanted)
+        units = sum(dose.units for dose in record.doses)
+        return f"{seen} of {len(wanted)} findings were seen again in a traced run of {units} x {self.scenario.unit}"
+
+    def _steps(self, wanted: Sequence[Finding]) -> Iterator[Step]:
+        units = self._plan.first_dose
+        rates = [finding.rate for finding in wanted if finding.resource != "memory" and finding.rate > 0]
+        if rates:
+            units = max(units, min(MOST_UNITS, math.ceil(EXPECTED / DOSES / min(rates))))
+        yield Step("warm-up", self._plan.first_dose)
+        for _ in range(DOSES):
+            yield Step("count", units)
+
+    def _match(self, record: RunRecord, wanted: Sequence[Finding]) -> None:
+        """While the target still runs: threads and files are looked up as they are now."""
+        first, last = record.doses[0].snapshot, record.doses[-1].snapshot
+        assert self._target.agent_directory is not None
+        traces = {process.pid: _trace(self._target.agent_directory, process.pid) for process in last.processes}
+        roles = {process.pid: process.role for process in last.processes}
+        sight = Sight(first, last, {pid: trace for pid, trace in traces.items() if trace is not None}, roles)
+        for finding in wanted:
+            finding.opened_at = sight.lines(finding, self._target.spool)
+
+
+class Sight:
+    """What the traced run saw."""
+
+    def __init__(self, first: Snapshot, last: Snapshot, traces: dict[int, Trace], roles: dict[int, str]) -> None:
+        self._first = first
+        self._last = last
+        self._traces = traces
+        self._roles = roles
+        self._made = {key: told for pid, trace in traces.items() for key, told in _by_file(trace.made, roles[pid])}
+        self._passed = {key: told for pid, trace in traces.items() for key, told in _by_file(trace.passed, roles[pid])}
+
+    def lines(self, finding: Finding, spool: Path | None) -> list[str]:
+        """Where most of what is like the finding was made, innermost line first; empty when nothing was seen."""
+        if finding.resource == "memory":
+            return self._growth(finding.role)
+        found = Counter(tuple(lines) for lines in self._each(finding, spool) if lines)
+        return list(found.most_common(1)[0][0]) if found else []
+
+    def _each(self, finding: Finding, spool: Path | None) -> Iterator[list[str]]:
+        if finding.resource in ("descriptor", "socket"):
+            for process, descriptor in self._kept(finding):
+                yield self._opener(process, descriptor)
+        elif finding.resource == "file" and spool is not None:
+            yield from self._files(finding.label, spool)
+        elif finding.resource == "thread":
+            for pid, trace in self._with_role(finding.role):
+                alive = set(map(int, os.listdir(f"/proc/{pid}/task")))
+                yield from (_told(stack, finding.role) for tid, stack in trace.threads.items() if tid in alive)
+        elif finding.resource == "process":
+            for process in self._last.processes:
+                for trace in self._traces.values():
+                    if process.pid in trace.children and process.pid not in {one.pid for one in self._first.processes}:
+                        yield _told(trace.children[process.pid], self._roles.get(process.ppid, ""))
+
+    def _kept(self, finding: Finding) -> Iterator[tuple[Process, Descriptor]]:
+        """Descriptors of the finding's class that were not there after the warm-up."""
+        before = {
+            (process.pid, each.fd, each.inode) for process in self._first.processes for each in process.descriptors
+        }
+        listening = listening_ports(self._last)
+        for process in self._last.processes:
+            for each in process.descriptors if process.role == finding.role else ():
+                is_new = (process.pid, each.fd, each.inode) not in before
+                if is_new and descriptor_class(each, listening).label == finding.label:
+                    yield process, each
+
+    def _opener(self, process: Process, descriptor: Descriptor) -> list[str]:
+        """Of a descriptor that was passed: who opened it, then who received it and did not close it."""
+        trace = self._traces.get(process.pid)
+        opened = trace.open.get(descriptor.fd) if trace is not None else None
+        if opened is None:
+            return []
+        here = _told(opened.stack, process.role)
+        if not opened.received:
+            return here
+        there = self._passed.get((descriptor.device, descriptor.inode))
+        received = [f"{line}, received" for line in here[:1]]
+        return [*_told(there[1], there[0]), *received] if there is not None else received
+
+    def _files(self, label: str, spool: Path) -> Iterator[list[str]]:
+        before = unexplained_files(self._first)
+        for name, what in unexplained_files(self._last).items():
+            if name in before or what.label != label:
+                continue
+            try:
+                found = os.stat(spool / name)
+            except FileNotFoundError:
+                continue
+            if (made := self._made.get((found.st_dev, found.st_ino))) is not None:
+                yield _told(made[1], made[0])
+
+    def _growth(self, role: str) -> list[str]:
+        sites = [site for _, trace in self._with_role(role) for site in trace.growth if site.stack]
+        sites.sort(key=lambda site: -site.size)
+        return [f"{_line(site.stack[0], role)}, {site.count} objects, {site.size} bytes" for site in sites[:MOST_SITES]]
+
+    def _with_role(self, role: str) -> Iterable[tuple[int, Trace]]:
+        return [(pid, trace) for pid, trace in self._traces.items() if self._roles[pid] == role]
+
+
+def _by_file(opened: Iterable[Made], role: str) -> Iterator[tuple[Key, tuple[str, Stack]]]:
+    for one in opened:
+        yield (one.device, one.inode), (role, one.stack)
+
+
+def _is_attributable(finding: Finding) -> bool:
+    return finding.resource in ATTRIBUTABLE and finding.kind not in ("died", "restless")
+
+
+def _trace(directory: Path, pid: int) -> Trace | None:
+    """None: this process has no agent, or its agent gave no answer."""
+    try:
+        return msgspec.json.decode((directory / f"{pid}.trace").read_bytes(), type=Trace, strict=False)
+    except FileNotFoundError:
+        return None
+
+
+def _told(stack: Stack, role: str) -> list[str]:
+    return [_line(line, role) for line in stack[:MOST_LINES]]
+
+
+def _line(line: Line, role: str) -> str:
+    """``mta_under_test/spool/disk.py:212 in message_fd (queue)``."""
+    path, number, function = line
+    short = os.path.relpath(path, HOME) if Path(path).is_relative_to(HOME) else path
+    return f"{short}:{number}{f' in {function}' if function else ''}{f' ({role})' if role else ''}"

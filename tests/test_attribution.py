@@ -1,0 +1,42 @@
+"""The second look: a finding's `opened_at` names the line that made what is kept, in the right process."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from harness import scenario as scenarios
+from harness.attribution import SecondLook
+from harness.experiment import Options
+from harness.targets.embedded import Embedded
+from reports.record import Finding
+
+
+def look(tmp_path: Path, scenario: str, defect: str, finding: Finding) -> str:
+    make = partial(Embedded, version="test", defects=[defect], traced=True)
+    return SecondLook(scenarios.load(scenario), make, tmp_path, Options(), lambda *_: None).explain([finding])
+
+
+def test_a_passed_descriptor_names_who_opened_it_and_who_received_it(tmp_path: Path) -> None:
+    finding = Finding("descriptor", "file", "message file (deleted)", role="transfer", rate=0.98)
+    assert look(tmp_path, "rejected-reuse", "transfer-fd-leak", finding).startswith("1 of 1 findings were seen again")
+    opener, *_, receiver = finding.opened_at
+    assert opener.startswith("mta_under_test/spool/disk.py:")
+    assert opener.endswith("in message_fd (queue)")
+    assert "(transfer), received" in receiver
+
+
+def test_growing_memory_names_the_lines_that_made_it(tmp_path: Path) -> None:
+    finding = Finding("memory", "python objects", "Python objects", role="transfer", rate=28.0)
+    look(tmp_path, "one-at-a-time", "relay-object-leak", finding)
+    assert any("mta_under_test/processes/transfer_" in site for site in finding.opened_at)
+    assert all("(transfer)" in site for site in finding.opened_at)
+
+
+@pytest.mark.parametrize(("resource", "kind"), [("process", "died"), ("mail", "lost"), ("task", "restless")])
+def test_what_was_never_opened_needs_no_second_look(tmp_path: Path, resource: str, kind: str) -> None:
+    finding = Finding(resource, kind, kind)  # type: ignore[arg-type]
+    assert look(tmp_path, "rejected-reuse", "transfer-fd-leak", finding) == ""
+    assert finding.opened_at == []
