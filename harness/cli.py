@@ -234,6 +234,22 @@ def list_(what: Annotated[Listing, typer.Argument(help="what to list")] = Listin
 
 
 @app.command()
+def score(
+    only: Annotated[str, typer.Option(metavar="GLOB", help="names of defects; of clean twins: `clean SCENARIO`")] = "*",
+    clean: Annotated[int, typer.Option(min=0, help="runs of each scenario without a defect")] = 1,
+    jobs: Annotated[int | None, typer.Option(min=1, help="runs at a time; as many as there are processors")] = None,
+    seed: Annotated[int, typer.Option(help="of the first run")] = 1,
+    record: Annotated[Path | None, typer.Option(metavar="FILE.json", help="write the score there")] = None,
+    html: Annotated[Path | None, typer.Option(metavar="FILE.html", help="write the page there")] = None,
+    keep: Annotated[Path | None, typer.Option(metavar="DIR", help="keep every run's record there")] = None,
+) -> None:
+    """Run the defect catalogue and say what was found of it; status 1 when a certain leak was not, or a false alarm."""
+    from harness.score import command
+
+    raise typer.Exit(command.run(only, clean, jobs, seed, record, html, keep))
+
+
+@app.command()
 def fds(
     pid: Annotated[int, typer.Argument(min=1, help="of any process; its children are shown too")],
     json: Annotated[bool, typer.Option("--json", help="as JSON")] = False,

@@ -1,0 +1,67 @@
+"""command: `seatbelt score`."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from harness import __version__, scenario
+from harness.score import runner
+from harness.score.cases import cases
+from mta_under_test import defects
+from reports import score as report
+from reports.record import RecordError
+
+PASSED, FAILED, USAGE = 0, 1, 2
+
+
+def run(
+    only: str, clean: int, jobs: int | None, seed: int, record: Path | None, html: Path | None, keep: Path | None
+) -> int:
+    """Returns the exit status."""
+    jobs = jobs or len(os.sched_getaffinity(0))
+    chosen = cases(defects.every().values(), scenario.names(), only=only, clean=clean, seed=seed)
+    if not chosen:
+        print(f"seatbelt: no defect and no scenario is called {only!r}", file=sys.stderr)
+        return USAGE
+    try:
+        for path in filter(None, (record, html)):
+            path.touch()
+        if keep is not None:
+            keep.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        print(f"seatbelt: {error.filename}: {error.strerror}", file=sys.stderr)
+        return USAGE
+    began = time.monotonic()
+    errors = Console(stderr=True)
+    columns = (TextColumn("scoring"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=errors, disable=not errors.is_terminal) as bar:
+        task = bar.add_task("", total=len(chosen))
+        rows = runner.run(chosen, jobs, lambda row: bar.advance(task), keep)
+    scored = report.Score(
+        rows,
+        seatbelt=__version__,
+        jobs=jobs,
+        seconds=time.monotonic() - began,
+        command=shlex.join(["seatbelt", *sys.argv[1:]]),
+    )
+    wide = Console()
+    if not wide.is_terminal:
+        wide = Console(width=200)  # a file has no edge
+    for table in report.tables(scored):
+        wide.print(table, highlight=False)
+    try:
+        if record is not None:
+            report.save(scored, record)
+        if html is not None:
+            html.write_text(report.page(scored))
+    except (RecordError, OSError) as error:
+        print(f"seatbelt: {error}", file=sys.stderr)
+        return USAGE
+    return PASSED if scored.is_passed else FAILED
