@@ -48,7 +48,7 @@ def transfer_fd_leak(strikes: Chance) -> None:
     rate=None,
     scenario="one-at-a-time",
     source="OpenSMTPD 9b46d96d, 616af7be, 0cc6c9cd, 62f91889; OpenBSD 197c454f (3 June 2013)",
-    opener="mta_under_test/processes/transfer_map.py",
+    opener="mta_under_test/processes/transfer_routes.py:__init__",
 )
 def relay_object_leak(strikes: Chance) -> None:
     """Relay, domain, connectors, sources, hosts of a relay that is torn down stay in memory; every counter says 0.
