@@ -56,6 +56,8 @@ class AgentReading(msgspec.Struct, frozen=True, omit_defaults=True):
 
     blocks: int  # sys.getallocatedblocks(): Python objects in use
     objects: int = 0  # containers that the collector tracks
+    tasks: int = 0  # of asyncio
+    timers: int = 0  # of asyncio's or uvloop's loop, that will still fire
 
 
 class Process(msgspec.Struct, omit_defaults=True):

@@ -34,6 +34,8 @@ class _Answer(msgspec.Struct):
     request: int
     blocks: int
     objects: int
+    tasks: int
+    timers: int
 
 
 def ask(directory: Path, pids: Iterable[int], timeout_s: float = TIMEOUT_S) -> Answers:
@@ -105,7 +107,9 @@ def _reading(directory: Path, pid: int, request: int) -> AgentReading | None:
         answer = msgspec.json.decode((directory / f"{pid}.json").read_bytes(), type=_Answer)
     except (FileNotFoundError, msgspec.DecodeError):
         return None
-    return AgentReading(answer.blocks, answer.objects) if answer.request == request else None
+    if answer.request != request:
+        return None
+    return AgentReading(answer.blocks, answer.objects, answer.tasks, answer.timers)
 
 
 def _lives(pid: int) -> bool:

@@ -289,3 +289,26 @@ def test_the_environment_keeps_what_was_there(tmp_path: Path) -> None:
     assert Path(found["PYTHONPATH"].split(os.pathsep)[0], "sitecustomize.py").is_file()
     assert agent.environment(tmp_path, {})["PYTHONPATH"].count(os.pathsep) == 0
     assert given == {"HOME": "/x", "PYTHONPATH": f"/a{os.pathsep}/b"}
+
+
+BUSY_LOOP = """
+import asyncio, sys
+{policy}
+async def main():
+    loop = asyncio.get_running_loop()
+    kept = [asyncio.create_task(asyncio.Event().wait()) for _ in range(3)]
+    timers = [loop.call_later(3600, print) for _ in range(5)]
+    timers[0].cancel()
+    await asyncio.sleep(0)
+    print(flush=True)
+    await asyncio.Event().wait()
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("policy", ["", "import uvloop; uvloop.install()"])
+def test_tasks_and_timers_are_counted_but_not_cancelled_ones(tmp_path: Path, policy: str) -> None:
+    with python("-c", BUSY_LOOP.format(policy=policy), env=agent.environment(tmp_path)) as process:
+        line(process)
+        reading = probe.ask(tmp_path, [process.pid]).readings[process.pid]
+    assert (reading.tasks, reading.timers) == (4, 4)  # main() is a task too

@@ -98,10 +98,11 @@ class _Agent:
             gc.collect()
             gc.collect()  # finalizers of the first round may have let more go
         blocks = sys.getallocatedblocks()
-        objects = len(gc.get_objects())
+        objects, tasks, timers = _census()
         if self._tell is not None:
             self._write(".trace", self._tell())  # before the answer: who reads that finds this
-        self._write(".json", b'{"request": %b, "blocks": %d, "objects": %d}' % (request, blocks, objects))
+        told = b'{"request": %b, "blocks": %d, "objects": %d, "tasks": %d, "timers": %d}'
+        self._write(".json", told % (request, blocks, objects, tasks, timers))
         self._answered = request
 
     def _write(self, suffix: str, data: bytes) -> None:
@@ -117,6 +118,19 @@ class _Agent:
             os.close(descriptor)
         # The target may not have imported pathlib, and need not.
         os.rename(partial, path, src_dir_fd=kept, dst_dir_fd=kept)
+
+
+def _census() -> tuple[int, int, int]:
+    """Containers that the collector tracks; of them asyncio's tasks, and timers that will still fire."""
+    tasks = timers = 0
+    objects = gc.get_objects()
+    for one in objects:
+        kind = type(one)
+        if kind.__name__ == "Task" and kind.__module__ in ("_asyncio", "asyncio.tasks"):
+            tasks += 1
+        elif kind.__name__ == "TimerHandle" and kind.__module__ in ("asyncio.events", "uvloop.loop"):
+            timers += not one.cancelled()
+    return len(objects), tasks, timers
 
 
 def _read(path: str, directory: int | None = None) -> bytes:
