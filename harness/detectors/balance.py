@@ -12,7 +12,9 @@ Two things need no statistics: a number of things below zero; and a gauge at the
 moves while, by the kernel and the disk, nothing does (`Snapshot.stuck`).
 For all else the evidence is that of `evidence`, on lasting rises and on lasting falls, so that a cache that is filled
 once, or a pool that is closed once, is none. Error rates: a tenth of the run's alpha is for this family, divided by
-twice the number of gauges. Measured by tests/detectors/test_detect_balance.py.
+twice the number of gauges. Measured by tests/detectors/test_detect_balance.py at alpha 0.01, doses 20 40 80 160 and 41
+gauges: no false alarm in 6 x 60 leak-free runs (lazy tables, pool, a cache filled or emptied once, high-water mark,
+autoregressive walk); 1 in 2 units is always found, up or down, 1 in 10 in 96 of 100 runs.
 """
 
 from __future__ import annotations

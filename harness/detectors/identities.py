@@ -12,9 +12,10 @@ Threads have no identity that /proc shows, so each process's lasting rise in the
 
 Error rates: four tenths of the run's alpha are for this family, divided by the number of keys tested (Bonferroni, valid
 under any dependence): LEAK at e >= keys / (0.4 alpha). Measured by
-tests/detectors/test_detect_identities.py at alpha 0.01: no false alarm in 4 x 60 leak-free runs of 49 keys (clean, lazy
-opens, keep-alive pool, both); a leak of 1/10 is found by doses 20 40 80 160 (seen: 98 in 100) and one of 1/50 by these
-and two memory rounds of 16 x 20 and 16 x 40 (seen: 97 in 100), each asserted at 85 in 100; a leak of 1 always.
+tests/detectors/test_detect_identities.py at alpha 0.01: no false alarm in 5 x 60 leak-free runs of 49 keys (quiet, lazy
+opens, keep-alive pool, rotating logs, all of them); a leak of 1/10 is found by doses 20 40 80 160 (seen: 97 in 100) and
+one of 1/50 by these and two memory rounds of 16 x 20 and 16 x 40 (seen: 97 in 100), each asserted at 85 in 100; a leak
+of 1 always.
 """
 
 from __future__ import annotations
