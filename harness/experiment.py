@@ -21,24 +21,23 @@ from typing import Literal
 import msgspec
 
 from harness import __version__, mail
-from harness.detectors import verdict
+from harness.detectors import footprint, verdict
 from harness.load.process import LoadError, LoadProcess
 from harness.load.tally import Tally, summary
 from harness.plan import PROFILES, Plan, Profile, Step
 from harness.probes import snapshot as probe
 from harness.probes.sampler import Sampler
+from harness.quiescence import Quiescence
 from harness.remote_mx.ledger import LedgerReport, ListenerReport
 from harness.remote_mx.process import RemoteMX, RemoteMXError
 from harness.scenario import Scenario
-from harness.targets import Rest, Target, TargetError
+from harness.targets import CountsTraffic, Rest, Target, TargetError
 from reports.record import Dose, Host, Incident, Judgement, RunRecord, Snapshot, TargetInfo, Work
 
-REST_POLL_S = 0.02
-REST_POLLS = 3  # in a row that must look the same
 REST_TIMEOUT_S = 30.0
 DOSE_TIMEOUT_S = 120.0
-HURRY_S = 0.25  # between two of a busy target's: it may be waiting for a route that it thinks is bad
 DEATH_SHOWS_S = 1.0
+DEATH_POLL_S = 0.02
 SAMPLE_HZ = 10.0
 REFUSING, HOME = "refusing", "home"
 
@@ -85,7 +84,6 @@ class Experiment:
         self._ledger = LedgerReport()
         self._epoch = time.monotonic()
         self._probe_cpu_s = 0.0
-        self._hurried = 0.0
 
     # ---- the whole
 
@@ -119,6 +117,7 @@ class Experiment:
         judged = verdict.judge(record)
         record.verdict, record.findings = judged.verdict, judged.findings
         record.tested, record.reasons = judged.tested, judged.reasons
+        record.footprint = footprint.measure(record)
         return record
 
     def _start(self, running: ExitStack) -> None:
@@ -130,6 +129,13 @@ class Experiment:
         self._target = self._make_target(self.directory, self._mx.ports)
         running.callback(self._target.stop)
         self._target.start()
+        self._quiescence = Quiescence(
+            self._target,
+            self._mx,
+            hurry=self.scenario.hurry,
+            timeout_s=self.options.rest_timeout_s,
+            check_alive=self._check_alive,
+        )
         self._load.ready(*self._target.address)
 
     @property
@@ -184,7 +190,7 @@ class Experiment:
         self._progress(f"{label}: {step.units} x {self.scenario.unit}", self._units_done, self._units_planned)
         tallies = [self._load_portion(number, first, units) for first, units in self._portions(step.units)]
         dose.ended = self._clock()
-        rest = self._drain(f"dose {number + 1}")
+        rest = self._quiescence.wait()
         dose.drained_s = self._clock() - dose.ended
         dose.rested = not rest.busy
         dose.snapshot = self._snapshot(rest)
@@ -221,7 +227,7 @@ class Experiment:
             text = f"{tally.unfinished} sessions of dose {number + 1} ended early{errors}"
             raise Cut(Incident(kind="load", text=text, at=self._clock(), dose=number))
         if self.scenario.portion is not None:
-            self._drain(f"unit {first + 1} of dose {number + 1}", polls=1)
+            self._quiescence.wait(polls=1)
         return tally
 
     def _check_early(self, record: RunRecord) -> None:
@@ -230,35 +236,6 @@ class Experiment:
             if promise.what.startswith("messages_per_session") and promise.measured < promise.at_least / 2:
                 text = f"after the warm-up: {promise.what.replace('_', ' ')} is {promise.measured:.1f}"
                 raise Cut(Incident(kind="load", text=text, at=self._clock()))
-
-    # ---- coming to rest
-
-    def _drain(self, what: str, polls: int = REST_POLLS) -> Rest:
-        """Wait until nothing moves and `polls` looks in a row are the same. The last look, busy or not, is returned."""
-        deadline = time.monotonic() + self.options.rest_timeout_s
-        alike, before = 0, None
-        while True:
-            rest = self._look()
-            now = (rest.backlog, probe.quiet(self._pids()) if polls > 1 else None)
-            alike = alike + 1 if not rest.busy and now == before else int(not rest.busy)
-            if alike >= polls:
-                return rest
-            before = now
-            if time.monotonic() > deadline:
-                return rest if rest.busy else Rest({"descriptors that keep changing": 1}, rest.backlog, rest.counters)
-            self._check_alive()
-            time.sleep(REST_POLL_S if polls > 1 else REST_POLL_S / 10)
-
-    def _look(self) -> Rest:
-        rest = self._target.rest()
-        if self.scenario.hurry and (rest.busy or rest.backlog):
-            if self._clock() >= self._hurried + HURRY_S or not rest.busy:
-                self._target.hurry()
-                self._hurried = self._clock()
-            return rest if rest.busy else Rest({"messages put off": rest.backlog}, rest.backlog, rest.counters)
-        if not rest.busy and (sessions := self._mx.open_sessions()):
-            return Rest({"sessions at the remote MX": sessions}, rest.backlog, rest.counters)
-        return rest
 
     def _check_alive(self) -> None:
         for incident in self._target.deaths():
@@ -271,7 +248,7 @@ class Experiment:
         while not (deaths := self._target.deaths()):
             if time.monotonic() > deadline:
                 return None
-            time.sleep(REST_POLL_S)
+            time.sleep(DEATH_POLL_S)
         deaths[0].at = self._clock()
         return deaths[0]
 
@@ -299,6 +276,10 @@ class Experiment:
             backlog=rest.backlog,
             clock=self._clock,
         )
+        taken.gauges, taken.stuck = dict(rest.gauges), list(rest.stuck)
+        if isinstance(self._target, CountsTraffic):
+            taken.traffic = self._target.traffic()
+        self._quiescence.at_rest(taken.processes)
         self._probe_cpu_s += time.process_time() - began
         return taken
 

@@ -73,6 +73,16 @@ class Process(msgspec.Struct, omit_defaults=True):
     agent: AgentReading | None = None
 
 
+class Traffic(msgspec.Struct, frozen=True, array_like=True):
+    """What one process of the target has sent another since it started, of one kind."""
+
+    sender: str  # roles
+    receiver: str
+    kind: str  # the name that the target's own protocol gives it
+    messages: int
+    bytes: int
+
+
 class Snapshot(msgspec.Struct, omit_defaults=True):
     """A full count at rest."""
 
@@ -80,7 +90,11 @@ class Snapshot(msgspec.Struct, omit_defaults=True):
     processes: list[Process] = msgspec.field(default_factory=list)
     files: list[str] = msgspec.field(default_factory=list)  # spool and temporary files, relative to the spool
     counters: dict[str, int] = msgspec.field(default_factory=dict)  # what the daemon says of itself
-    backlog: int = 0  # envelopes that the daemon still owes and holds on disk
+    gauges: dict[str, str] = msgspec.field(default_factory=dict)  # counters of what there is now -> role that counts
+    stuck: list[str] = msgspec.field(default_factory=list)  # gauges of what moves, above 0 though nothing moves
+    traffic: list[Traffic] = msgspec.field(default_factory=list)  # by pair of processes and kind
+    backlog: int = 0  # envelopes that the daemon says it still owes and holds on disk
+    envelopes: int | None = None  # that are on disk; None where the spool cannot be looked into
     unreadable: list[str] = msgspec.field(default_factory=list)  # what the probe was not permitted to see
 
 
@@ -152,6 +166,34 @@ class Tested(msgspec.Struct, omit_defaults=True):
     high: float = 0.0
     smallest_visible: float = 0.0  # the smallest rate that this run would have reported, 90 times in 100
     reason: str = ""
+
+
+class QueuedFootprint(msgspec.Struct):
+    """What one queued envelope costs a role, with a 95 % interval from low to high."""
+
+    role: str
+    metric: str  # "private dirty" (bytes) or "python objects"
+    each: float
+    low: float = 0.0
+    high: float = 0.0
+
+
+class TrafficFootprint(msgspec.Struct):
+    """What the messages of one kind, from one role to another, cost in the judged doses."""
+
+    sender: str
+    receiver: str
+    kind: str
+    messages_per_unit: float
+    bytes_per_unit: float
+    bytes_each: float  # for each message, or for each envelope where one message tells of several
+
+
+class Footprint(msgspec.Struct, omit_defaults=True):
+    """What a unit of work or of backlog costs while all is well. Empty where it was not measured."""
+
+    queued: list[QueuedFootprint] = msgspec.field(default_factory=list)
+    traffic: list[TrafficFootprint] = msgspec.field(default_factory=list)
 
 
 class Promise(msgspec.Struct):
@@ -233,6 +275,7 @@ class RunRecord(msgspec.Struct):
     findings: list[Finding] = msgspec.field(default_factory=list)
     attribution: str = ""  # how `opened_at` of the findings was found, or why it was not
     tested: list[Tested] = msgspec.field(default_factory=list)
+    footprint: Footprint = msgspec.field(default_factory=Footprint)
     incidents: list[Incident] = msgspec.field(default_factory=list)
     mail: dict[str, MailFate] = msgspec.field(default_factory=dict)  # accepted Message-ID -> what became of it
     samples: Samples = msgspec.field(default_factory=Samples)

@@ -22,7 +22,7 @@ INDENT = "   "  # of what belongs to a finding
 MAX_EXAMPLES = 3
 MAX_DOSES = 7  # that fit beside each other
 COLOURS = {"leak": "bold red", "clean": "bold green", "inconclusive": "bold yellow"}
-NOT_KEPT = frozenset({"died", "lost", "duplicated", "restless"})  # findings that are failures, not leaks
+NOT_KEPT = frozenset({"died", "lost", "duplicated", "restless", "footprint"})  # findings that are failures, not leaks
 NOUNS = {"python objects": "Python objects", "private dirty": "bytes of private memory"}
 FATES = ("delivered", "bounced", "queued", "lost", "duplicated")
 
@@ -96,7 +96,7 @@ def _finding(index: int, finding: Finding) -> Iterator[Text]:
         interval = f"95 % interval {number(finding.low)} to {number(finding.high)}"
         yield _line(f"{INDENT}rate", f"{number(finding.rate)} for each {finding.unit}, {interval}")
     if finding.kind not in NOT_KEPT:
-        held = "grown by" if finding.resource == "memory" else "held"
+        held = {"memory": "grown by", "counter": "off by"}.get(finding.resource, "held")
         yield _line(f"{INDENT}{held}", f"{number(finding.count)} at the last rest; first seen in {_dose(finding)}")
         yield _line(f"{INDENT}confidence", _confidence(finding.confidence))
     elif finding.resource != "mail":

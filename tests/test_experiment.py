@@ -16,6 +16,7 @@ from harness import scenario as scenarios
 from harness.experiment import Experiment, Options
 from harness.plan import Profile
 from harness.scenario import Scenario
+from harness.targets import Rest
 from harness.targets.embedded import Embedded
 from reports.record import Finding, RunRecord
 
@@ -211,3 +212,45 @@ def test_the_harness_costs_little_while_it_looks(tmp_path: Path) -> None:
     record = Run(tmp_path, rejected(), Options(profile=COUNTS))()
     spent = time.process_time() - began
     assert 0 < record.harness.probe_cpu_s <= spent
+
+
+# ---- the target's own counters
+
+
+class Miscounting(Embedded):
+    """Its smtp process forgets to count down `forgets` sessions in ten, by its own word; no socket is left open."""
+
+    forgets = 5
+
+    def rest(self) -> Rest:
+        rest = super().rest()
+        kept = rest.counters["smtp.session"] + rest.counters["smtp.session.total"] * self.forgets // 10
+        busy = {**rest.busy, "smtp.session": kept} if kept else rest.busy
+        return replace(rest, busy=busy, counters={**rest.counters, "smtp.session": kept})
+
+
+def test_a_session_that_is_never_counted_down_is_named_with_its_rate_and_nobody_waits_for_it(tmp_path: Path) -> None:
+    def make(where: Path, ports: dict[str, int]) -> Embedded:
+        return Miscounting(where, ports, version="test")
+
+    scenario = scenarios.load("connect-quit")
+    record = Experiment(scenario, make, tmp_path, Options(profile=COUNTS), lambda *_: None).run()
+    assert record.verdict == "leak"
+    (finding,) = record.findings
+    assert (finding.resource, finding.label, finding.role) == ("counter", "smtp.session", "smtp")
+    assert finding.low < 0.5 < finding.high
+    assert "stuck" in finding.message
+    assert all(dose.rested and dose.drained_s < 10 for dose in record.doses), "no dose waited for its time-out"
+
+
+def test_a_clean_run_tests_every_gauge_and_weighs_every_message(tmp_path: Path) -> None:
+    record = Run(tmp_path, rejected(), Options(profile=COUNTS))()
+    tested = {each.label: each for each in record.tested if each.resource == "counter"}
+    assert {"smtp.session", "mta.session", "scheduler.envelope", "mta.relay"} <= tested.keys()
+    assert "smtp.session.total" not in tested
+    assert all(each.verdict == "clean" for each in tested.values())
+    traffic = {(each.sender, each.receiver, each.kind): each for each in record.footprint.traffic}
+    assert traffic["smtp", "queue", "COMMIT_MESSAGE"].messages_per_unit == 1
+    deliver = traffic["queue", "transfer", "DELIVER"]
+    assert 100 < deliver.bytes_each < 1000
+    assert not any("control" in (each.sender, each.receiver) for each in record.footprint.traffic)

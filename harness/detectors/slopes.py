@@ -30,11 +30,11 @@ def slope(work: Sequence[float], level: Sequence[float], step: float) -> Slope:
 
     Needs at least eight points, and `work` that rises.
     """
-    fitted, autocorrelation = _fit(work, level, step)
+    fitted, autocorrelation = line(work, level, step)
     if autocorrelation > SAWTOOTH:
         pairs = range(0, len(work) - 1, 2)
         lower = [min(level[index], level[index + 1]) for index in pairs]
-        fitted, _ = _fit([(work[index] + work[index + 1]) / 2 for index in pairs], lower, step)
+        fitted, _ = line([(work[index] + work[index + 1]) / 2 for index in pairs], lower, step)
     return fitted
 
 
@@ -45,7 +45,11 @@ def without_largest_step(level: Sequence[float]) -> list[float]:
     return [*level[: largest + 1], *(value - rises[largest] for value in level[largest + 1 :])]
 
 
-def _fit(work: Sequence[float], level: Sequence[float], step: float) -> tuple[Slope, float]:
+def line(work: Sequence[float], level: Sequence[float], step: float) -> tuple[Slope, float]:
+    """The straight line through all points, and the autocorrelation of what it leaves.
+
+    Needs at least three points, and `work` that is not the same at all of them.
+    """
     points = len(work)
     freedom = points - 2
     mean_work, mean_level = sum(work) / points, sum(level) / points

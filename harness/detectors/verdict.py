@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from harness.detectors import growth, identities, invariants
+from harness.detectors import balance, footprint, growth, identities, invariants
 from harness.detectors.rests import rests
 from reports.record import Finding, Promise, RunRecord, Tested, Verdict
 
@@ -35,9 +35,10 @@ def judge(record: RunRecord) -> Judged:
     and not done, an interrupt, a broken load, what the probe could not see, memory that could not be decided.
     """
     kept = identities.judge(record)
+    counters = balance.judge(record)
     memory = growth.judge(record)
-    findings = invariants.judge(record) + kept.findings + memory.findings
-    tested = kept.tested + memory.tested
+    findings = invariants.judge(record) + kept.findings + counters.findings + memory.findings + footprint.judge(record)
+    tested = kept.tested + counters.tested + memory.tested
     if findings:
         return Judged("leak", findings, tested)
     reasons = _untrustworthy(record) + memory.reasons
@@ -48,7 +49,7 @@ def decided(record: RunRecord) -> bool:
     """Whether another memory round could not change the verdict: for memory, and for what is counted, which may go on
     as long as it is in doubt because its evidence holds at any time.
     """
-    return growth.judge(record).decided and identities.judge(record).decided
+    return growth.judge(record).decided and identities.judge(record).decided and balance.judge(record).decided
 
 
 def _untrustworthy(record: RunRecord) -> list[str]:

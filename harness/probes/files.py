@@ -7,12 +7,15 @@ nobody listens on any more. Empty directories are not: daemons keep them for the
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 from harness.probes.processes import text
 
 MAX_FILES = 100_000  # a spool of more is not listed to its end: `Listing.problems` says so
+_ENVELOPE = re.compile(r"queue/[0-9a-f]{2}/[0-9a-f]{8}/[0-9a-f]{16}")  # HH/MSGID/EVPID, as OpenSMTPD lays them out
 
 
 class Listing(NamedTuple):
@@ -47,3 +50,8 @@ def read(root: Path, limit: int = MAX_FILES) -> Listing:
                 missing = isinstance(error, FileNotFoundError)
                 problems.append(f"spool {root}: {'no such directory' if missing else 'not a directory'}")
     return Listing([text(name) for name in sorted(names)], problems)
+
+
+def envelopes(names: Iterable[str]) -> int:
+    """How many of a spool's files are envelopes, in OpenSMTPD's layout."""
+    return sum(_ENVELOPE.fullmatch(name) is not None for name in names)

@@ -57,6 +57,7 @@ def take_snapshot(
         files=listing.names,
         counters=dict(counters or {}),
         backlog=backlog,
+        envelopes=files.envelopes(listing.names) if spool is not None and not listing.problems else None,
         unreadable=unreadable + listing.problems,
     )
 

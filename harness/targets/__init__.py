@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
-from reports.record import Incident
+from reports.record import Incident, Traffic
 
 
 class TargetError(Exception):
@@ -20,6 +20,8 @@ class Rest:
     busy: dict[str, int] = field(default_factory=dict)  # what still moves, by name; empty at rest
     backlog: int = 0  # envelopes owed and held on disk
     counters: dict[str, int] = field(default_factory=dict)
+    gauges: dict[str, str] = field(default_factory=dict)  # counters of what there is now -> role that counts it
+    stuck: tuple[str, ...] = ()  # gauges that were busy, though nothing moves: decided by who waits for rest
 
 
 class Target(Protocol):
@@ -59,3 +61,11 @@ class Target(Protocol):
 
     def deaths(self) -> list[Incident]:
         """Processes that ended though nobody asked them to."""
+
+
+@runtime_checkable
+class CountsTraffic(Protocol):
+    """A target whose processes count what they send each other."""
+
+    def traffic(self) -> list[Traffic]:
+        """Since the target started. Raises TargetError when the target cannot be asked."""

@@ -20,7 +20,7 @@ from harness import agent
 from harness.targets import Rest, TargetError
 from mta_under_test.ipc.client import ControlClient, ControlError
 from mta_under_test.ipc.messages import Kind
-from reports.record import Incident
+from reports.record import Incident, Traffic
 
 START_TIMEOUT_S = 20.0
 STOP_TIMEOUT_S = 10.0
@@ -75,6 +75,7 @@ class Embedded:
         self._traced = traced
         self._process: subprocess.Popen[bytes] | None = None
         self._control: ControlClient | None = None
+        self._gauges: dict[str, str] = {}  # always the same, so that they are asked for once
         self._family: list[psutil.Process] = []
         self._port = 0
         self._stopping = False
@@ -174,11 +175,21 @@ class Embedded:
             raise TargetError("the target is not running")
         try:
             counters = self._control.stats()
+            if not self._gauges:
+                self._gauges = self._control.gauges()
         except ControlError as error:
             raise TargetError(str(error)) from error
         busy = {name: counters[name] for name in BUSY if counters[name]}
         waiting = counters["scheduler.envelope"] - counters["scheduler.envelope.inflight"]
-        return Rest(busy, waiting, counters)
+        return Rest(busy, max(0, waiting), counters, self._gauges)
+
+    def traffic(self) -> list[Traffic]:
+        if self._control is None:
+            raise TargetError("the target is not running")
+        try:
+            return [Traffic(*told) for told in self._control.traffic()]
+        except ControlError as error:
+            raise TargetError(str(error)) from error
 
     def hurry(self) -> None:
         if self._control is None:

@@ -94,6 +94,17 @@ class ControlClient:
         text = self.ask(Kind.STATS).text.decode()
         return {name: int(value) for name, _, value in (line.partition(" ") for line in text.splitlines())}
 
+    def gauges(self) -> dict[str, str]:
+        """Which of the counters say how many there are now, each with the role of the process that counts it."""
+        lines = self.ask(Kind.STATS, text="gauges").text.decode().splitlines()
+        return {name: role for name, _, role in (line.partition(" ") for line in lines)}
+
+    def traffic(self) -> list[tuple[str, str, str, int, int]]:
+        """(sender, receiver, kind, messages, bytes) of all that processes have sent each other so far."""
+        lines = self.ask(Kind.STATS, text="imsg").text.decode().splitlines()
+        words = [line.split(" ") for line in lines]
+        return [(sender, receiver, kind, int(count), int(size)) for sender, receiver, kind, count, size in words]
+
     def stream(self) -> Iterator[Answer]:
         """Everything that arrives, until the daemon ends or closes the stream."""
         self._socket.settimeout(None)

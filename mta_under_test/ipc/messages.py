@@ -24,7 +24,7 @@ class Kind(enum.IntEnum):
     PROFILE = 12  # ; names of the profiled subsystems, by space
     TRACE_LINE = 13  # → control: ; subsystem, tab, line
     PROFILE_LINE = 14  # → control: ; subsystem, tab, line
-    STATS = 15  # request id; answer: ; `name value` lines
+    STATS = 15  # request id; nothing, gauges or imsg; answer: ; lines of processes.statistics
     PAUSE = 16  # ; mta | smtp
     RESUME = 17  # ; mta | smtp
     SHUTDOWN = 18  # control → parent

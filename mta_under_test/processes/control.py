@@ -78,8 +78,12 @@ class Control(Process):
         return {
             "control.session": len(self._connections),
             "control.watching": watching,
-            "uptime": int(time.time() - self._began),
         }
+
+    def stats_text(self, what: bytes = b"") -> bytes:
+        # Neither of what there is now nor of what was done.
+        uptime = b"" if what else b"uptime %d\n" % (time.time() - self._began)
+        return super().stats_text(what) + uptime
 
     def _accept(self) -> None:
         try:
@@ -108,7 +112,7 @@ class Control(Process):
         request = message.integers[0]
         match message.kind:
             case Kind.STATS:
-                self._answer_later(channel, request, self._stats())
+                self._answer_later(channel, request, self._stats(message.text))
             case kind if kind in FORWARDED:
                 asked = self.ask(FORWARDED[kind], kind, *message.integers[1:], text=message.text)
                 self._answer_later(channel, request, asked)
@@ -151,13 +155,13 @@ class Control(Process):
 
         self.spawn(answer(), "answer to smtpctl")
 
-    async def _stats(self) -> Message:
-        """Every process's counters, one text."""
+    async def _stats(self, what: bytes) -> Message:
+        """Every process's answer to STATS, one text."""
         # Not `asyncio.gather`: waking from its future looks "result" up by a fresh string, which CPython 3.11 keeps in
         # its method cache (see wire.date).
-        asked = [asyncio.create_task(self.ask(peer, Kind.STATS)) for peer in self.channels]
+        asked = [asyncio.create_task(self.ask(peer, Kind.STATS, text=what)) for peer in self.channels]
         answers = [await answer for answer in asked]
-        text = self.stats_text() + b"".join(answer.text for answer in answers)
+        text = self.stats_text(what) + b"".join(answer.text for answer in answers)
         return Message(Kind.OK, (0,), text, None, 0)
 
     # ---- who watches what

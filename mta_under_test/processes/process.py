@@ -26,6 +26,7 @@ from mta_under_test.config import Config, Listener
 from mta_under_test.config.codec import decode
 from mta_under_test.ipc.channel import Channel, Message
 from mta_under_test.ipc.messages import Kind
+from mta_under_test.processes import statistics
 from mta_under_test.processes.filter_birth import FilterProgram
 from mta_under_test.processes.privileges import Drop
 from mta_under_test.processes.tls_settings import Secrets
@@ -328,7 +329,7 @@ class Process:
             self.tell("control", Kind.PROFILE_LINE, text=f"{subsystem}\t{line}".encode()[:8192])
 
     def gauges(self) -> dict[str, int]:
-        """Counters that are read off the process's own tables rather than kept."""
+        """How many there are now, read off the process's own tables; `stats` has the totals."""
         return {}
 
     def _trace_only(self, subsystems: frozenset[str]) -> None:
@@ -354,14 +355,7 @@ class Process:
 
     @takes(Kind.STATS)
     def _give_stats(self, peer: str, message: Message) -> None:
-        self.answer(peer, message.integers[0], text=self.stats_text())
+        self.answer(peer, message.integers[0], text=self.stats_text(message.text))
 
-    def stats_text(self) -> bytes:
-        """`name value` lines: counters, gauges, and the traffic of the channels."""
-        values = {**self.stats, **self.gauges()}
-        for other, channel in self.channels.items():
-            values[f"buffer.{self.role}.{other}"] = channel.sent.most_waiting_bytes
-            channel.sent.most_waiting_bytes = channel.waiting_bytes
-            values[f"imsg.{self.role}.{other}.messages"] = channel.sent.messages.total()
-            values[f"imsg.{self.role}.{other}.bytes"] = channel.sent.bytes.total()
-        return "".join(f"{name} {value}\n" for name, value in values.items()).encode()
+    def stats_text(self, what: bytes = b"") -> bytes:
+        return statistics.lines(what, self.role, self.stats, self.gauges(), self.channels)

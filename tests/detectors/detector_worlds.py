@@ -67,10 +67,12 @@ class World:
     leak: float = 0.0
     lazy: bool = False  # three one-off opens that stay, mostly early
     pool: bool = False  # up to four keep-alive connections at every rest, new ones each time
+    logs: bool = False  # three log files, each opened anew (and the old one closed) at some of the rests
     make: Callable[[int, int], Descriptor] = message_file
     role: str = "transfer"
     _kept: list[Descriptor] = field(default_factory=list)
     _lazy_doses: list[int] = field(default_factory=list)
+    _log_generation: list[int] = field(default_factory=lambda: [0, 0, 0])
     _number: int = 0
 
     def __post_init__(self) -> None:
@@ -90,11 +92,21 @@ class World:
             self._kept.append(Descriptor(100 + number, "file", f"/etc/lazy{number}", device=8, inode=900_000 + number))
         lingering = int(self.random.binomial(4, 0.3)) if self.pool else 0
         idle = [connection(20 + slot, 500_000 + self.fresh()) for slot in range(lingering)]
+        logs = self._rotated() if self.logs else []
         processes = [idle_process(role, 101 + index) for index, role in enumerate(ROLES)]
         for process in processes:
             if process.role == self.role:
-                process.descriptors = process.descriptors + self._kept + idle
+                process.descriptors = process.descriptors + self._kept + idle + logs
         return Snapshot(processes=processes)
+
+    def _rotated(self) -> list[Descriptor]:
+        """The same three names, and files behind them that are younger from time to time."""
+        found = []
+        for log in range(len(self._log_generation)):
+            self._log_generation[log] += self.random.random() < 0.7
+            inode = 700_000 + 100 * log + self._log_generation[log]
+            found.append(Descriptor(10 + log, "file", f"/var/log/mail.{log}", device=8, inode=inode, flags=0o2001))
+        return found
 
 
 def record_of(

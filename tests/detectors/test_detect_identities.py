@@ -5,6 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 from detector_worlds import COUNT_DOSES, UNIT, World, blank, connection, idle_process, message_file, record_of
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from harness.detectors import identities
 from reports.record import Descriptor, Dose, Finding, Process, RunRecord, Snapshot
@@ -43,7 +45,10 @@ def holding(descriptors: list[list[Descriptor]], pids: list[int] | None = None) 
 # ---- error rates
 
 
-@pytest.mark.parametrize("what", [{}, {"lazy": True}, {"pool": True}, {"lazy": True, "pool": True}], ids=str)
+WORLDS = [{}, {"lazy": True}, {"pool": True}, {"logs": True}, {"lazy": True, "pool": True, "logs": True}]
+
+
+@pytest.mark.parametrize("what", WORLDS, ids=lambda what: " ".join(what) or "quiet")
 def test_leak_free_worlds_give_no_false_alarm(what: dict[str, bool]) -> None:
     alarms = sum(bool(findings(record_of(world(seed, **what)))) for seed in range(NULL_RUNS))
     # alpha / 2 = 0.005 for this family: two in 60 would have a chance of 4 in 100.
@@ -51,7 +56,7 @@ def test_leak_free_worlds_give_no_false_alarm(what: dict[str, bool]) -> None:
 
 
 def test_leak_free_memory_rounds_give_no_false_alarm() -> None:
-    messy = [record_of(world(seed, lazy=True, pool=True), rounds=(20, 40)) for seed in range(30)]
+    messy = [record_of(world(seed, lazy=True, pool=True, logs=True), rounds=(20, 40)) for seed in range(30)]
     assert sum(bool(findings(record)) for record in messy) <= 1
 
 
@@ -64,9 +69,31 @@ def test_power(leak: float, rounds: tuple[int, ...], least: float, messy: bool) 
     runs = 10 if leak == 1.0 else POWER_RUNS
     found = 0
     for seed in range(runs):
-        leaks = findings(record_of(world(seed, leak=leak, lazy=messy, pool=messy), rounds=rounds))
+        leaks = findings(record_of(world(seed, leak=leak, lazy=messy, pool=messy, logs=messy), rounds=rounds))
         found += [finding.label for finding in leaks] == ["message file (deleted)"]
     assert found >= least * runs
+
+
+@given(st.lists(st.integers(0, 30), min_size=5, max_size=5), st.integers(0, 30))
+@settings(deadline=None, max_examples=60)
+def test_whoever_holds_as_many_as_before_leaks_none_however_they_are_replaced(replaced: list[int], size: int) -> None:
+    """Pools, rotated logs, caches of open files: the members change, their number does not."""
+    first, rests = 0, []
+    for number in replaced:
+        first += min(number, size)
+        rests.append([message_file(100 + place % 100, place) for place in range(first, first + size)])
+    assert findings(run(holding(rests))) == []
+
+
+@given(st.lists(st.integers(0, 3), min_size=5, max_size=5), st.integers(2, 4))
+@settings(deadline=None, max_examples=60)
+def test_a_leak_of_some_for_each_unit_is_found_beside_any_pool(pool: list[int], leak: int) -> None:
+    kept, rests = 0, []
+    for units, idle in zip((20, *COUNT_DOSES), pool, strict=True):
+        kept += leak * units
+        held = [message_file(200 + number, number) for number in range(kept)]
+        rests.append(held + [connection(20 + slot, 10_000 * kept + slot) for slot in range(idle)])
+    assert [finding.rate for finding in findings(run(holding(rests)))] == [leak]
 
 
 # ---- the proof

@@ -150,3 +150,18 @@ def test_the_daemon_refuses_what_it_does_not_know_and_stays_up(smtpd: Smtpd) -> 
         with pytest.raises(ControlError):
             client.stats()
     assert smtpd.stats()
+
+
+def test_stats_tell_gauges_from_totals_and_traffic_by_kind(smtpd: Smtpd) -> None:
+    smtpd.send("x@accepted.test")
+    with smtpd.control() as client:
+        gauges, traffic = client.gauges(), client.traffic()
+        stats = client.stats()
+    assert gauges["smtp.session"] == "smtp"
+    assert gauges["mta.session"] == "transfer"
+    assert gauges["scheduler.envelope"] == "scheduler"
+    assert gauges.keys() <= stats.keys()
+    assert not [name for name in gauges if name.endswith(".total") or name.startswith("imsg") or name == "uptime"]
+    (commit,) = (each for each in traffic if each[:3] == ("smtp", "queue", "COMMIT_MESSAGE"))
+    assert commit[3] == 1
+    assert commit[4] > len("Subject: hi")
