@@ -53,7 +53,9 @@ RESOURCES = {
     "memory": "Python objects where the agent is loaded, else private dirty pages",
     "process": "children and zombies; processes that died; a target that does not come to rest",
     "thread": "threads of a role",
+    "task": "asyncio's tasks and timers, where the agent is loaded",
     "file": "files in the spool that no envelope explains",
+    "counter": "what the daemon says of itself, against the work, the kernel and the disk",
     "mail": "accepted messages that were neither delivered, bounced nor kept; duplicates",
 }
 

@@ -8,7 +8,8 @@ A key is (role, resource, kind, class). What keeps innocent behaviour out:
 - an identity is filed under its class at its last sighting, so a connection that drifts to CLOSE_WAIT stays one;
 - survivors count as evidence only as far as the number held has risen, so a pool that replaces its members is no leak;
 - no single burst is evidence (`evidence`).
-Threads have no identity that /proc shows, so each process's lasting rise in their number stands for survivors.
+Threads have no identity that /proc shows, nor tasks and timers one that an agent could tell, so each process's lasting
+rise in their number stands for survivors.
 
 Error rates: four tenths of the run's alpha are for this family, divided by the number of keys tested (Bonferroni, valid
 under any dependence): LEAK at e >= keys / (0.4 alpha). Measured by
@@ -22,7 +23,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -31,7 +32,7 @@ from harness.detectors.classes import Class, descriptor_class, example, listenin
 from harness.detectors.evidence import log_evidence, smallest_visible
 from harness.detectors.rates import Rate, floors, rate_of
 from harness.detectors.rests import Rests, rests
-from reports.record import Finding, Process, Resource, RunRecord, Snapshot, Tested
+from reports.record import AgentReading, Finding, Process, Resource, RunRecord, Snapshot, Tested
 
 ALPHA_SHARE = 0.4
 MAX_EXAMPLES = 5
@@ -129,7 +130,7 @@ def series(judged: Rests) -> dict[Key, Series]:
             column.pids.add(sighting.pid)
         if len(column.examples) < MAX_EXAMPLES:
             column.examples.append(sighting.example)
-    _add_threads(columns, snapshots)
+    _add_anonymous(columns, snapshots)
     return dict(columns)
 
 
@@ -162,22 +163,45 @@ def _id(process: Process) -> ProcessId:
     return process.pid, process.started
 
 
-def _add_threads(columns: dict[Key, Series], snapshots: list[Snapshot]) -> None:
-    """Lasting rises of each process's thread count, for the processes that live to the end."""
+def _add_anonymous(columns: dict[Key, Series], snapshots: list[Snapshot]) -> None:
+    """Lasting rises of what a process has a number of and no identities: threads, tasks, timers.
+
+    For the processes that live to the end.
+    """
     counts = [{_id(process): process for process in snapshot.processes} for snapshot in snapshots]
     for identity, process in counts[-1].items():
         born = len(counts) - 1
         while born > 0 and identity in counts[born - 1]:
             born -= 1
-        column = columns[Key(process.role, "thread", "thread", "thread")]
-        floor = min(at_rest[identity].threads for at_rest in counts[born:])
-        for number in range(born, len(counts)):
-            column.held[number] += counts[number][identity].threads
-            lasting = min(at_rest[identity].threads for at_rest in counts[number:])
-            if lasting > floor:  # never at its own first rest, where the two are the same
-                column.survivors[number - 1] += lasting - floor
+        numbered = [ANONYMOUS[0], *(ANONYMOUS[1:] if process.agent is not None else ())]
+        for resource, kind, label, number_of in numbered:
+            numbers = [number_of(at_rest[identity]) for at_rest in counts[born:]]
+            column = columns[Key(process.role, resource, kind, label)]
+            if _add_rises(column, numbers, born):
                 column.pids.add(process.pid)
-                floor = lasting
+
+
+def _add_rises(column: Series, numbers: list[int], born: int) -> bool:
+    """`numbers` from rest `born` on. Whether there was a lasting rise, which is never at a process's own first rest."""
+    floor = first = min(numbers)
+    for number, held in enumerate(numbers, born):
+        column.held[number] += held
+        lasting = min(numbers[number - born :])
+        if lasting > floor:
+            column.survivors[number - 1] += lasting - floor
+            floor = lasting
+    return floor > first
+
+
+def _agents(process: Process) -> AgentReading:
+    return process.agent or AgentReading(0)
+
+
+ANONYMOUS: tuple[tuple[Resource, str, str, Callable[[Process], int]], ...] = (
+    ("thread", "thread", "thread", lambda process: process.threads),
+    ("task", "task", "asyncio task", lambda process: _agents(process).tasks),
+    ("task", "timer", "asyncio timer", lambda process: _agents(process).timers),
+)
 
 
 def _tested(record: RunRecord, key: Key, rate: Rate, visible: float, *, leaks: bool) -> Tested:

@@ -9,7 +9,14 @@ from reports.record import Resource
 
 WHOLE_RATE = 0.95  # from here on a rate is told as so many for each unit
 MANY = 0.2  # from here on as so many in a hundred, below as one in so many
-KEEPS = {"descriptor": "open", "socket": "open", "thread": "running", "process": "behind", "file": "behind"}
+KEEPS = {
+    "descriptor": "open",
+    "socket": "open",
+    "thread": "running",
+    "process": "behind",
+    "file": "behind",
+    "task": "waiting",
+}
 
 
 def message(role: str, resource: Resource, label: str, rate: float, count: int, units: int, unit: str) -> str:
@@ -62,6 +69,8 @@ def advice(role: str, resource: Resource, kind: str, label: str) -> str:
         return f"`ps -o pid,ppid,etime,args` shows them. Look at who starts {role} and at when it is told to end."
     if resource == "thread":
         return f"`ps -L -p PID` shows them. Look for threads of {role} that wait for work that never comes."
+    if resource == "task":
+        return f"Look in {role} for a {kind} that is made for each piece of work and that nothing ends."
     return (
         "No envelope explains these files: look at the order in which envelope and message are removed, "
         "and at what an abandoned transaction cleans up."

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.detectors import identities
-from reports.record import Descriptor, Dose, Finding, Process, RunRecord, Snapshot
+from reports.record import AgentReading, Descriptor, Dose, Finding, Process, RunRecord, Snapshot
 
 NULL_RUNS = 60
 POWER_RUNS = 60
@@ -232,6 +232,26 @@ def test_threads_that_never_end_are_found() -> None:
         snapshots.append(Snapshot(processes=[process]))
     [finding] = findings(run(snapshots))
     assert (finding.resource, finding.survivors) == ("thread", [20, 40, 80, 160])
+
+
+@pytest.mark.parametrize(("field", "label"), [("tasks", "asyncio task"), ("timers", "asyncio timer")])
+def test_tasks_and_timers_that_wait_for_ever_are_found(field: str, label: str) -> None:
+    snapshots = []
+    for count in (0, 20, 60, 140, 300):
+        process = idle_process("lookup", 101)
+        process.agent = AgentReading(1000, 100, **{field: 2 + count})
+        snapshots.append(Snapshot(processes=[process]))
+    [finding] = findings(run(snapshots))
+    assert (finding.resource, finding.label, finding.survivors) == ("task", label, [20, 40, 80, 160])
+
+
+def test_timers_that_come_and_go_are_no_leak() -> None:
+    snapshots = []
+    for timers in (1, 9, 4, 12, 6):
+        process = idle_process("lookup", 101)
+        process.agent = AgentReading(1000, 100, timers=timers)
+        snapshots.append(Snapshot(processes=[process]))
+    assert findings(run(snapshots)) == []
 
 
 def test_a_thread_pool_that_breathes_is_no_leak() -> None:
