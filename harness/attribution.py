@@ -31,6 +31,7 @@ EXPECTED = 8  # instances of what was found, in the traced doses
 MOST_UNITS = 1500  # of a traced dose, however rare the finding is
 DOSES = 2  # after the warm-up: what grows in each of them is what keeps growing
 MOST_SITES = 3  # of memory
+MOST_TYPES = 5
 MOST_LINES = 6
 HOME = Path(__file__).resolve().parents[1]  # paths below it are told without it
 
@@ -65,6 +66,7 @@ class Trace(msgspec.Struct):
     threads: dict[int, Stack]
     children: dict[int, Stack]
     growth: list[Growth]
+    types: list[tuple[str, int]]
 
 
 class SecondLook(Experiment):
@@ -108,6 +110,8 @@ class SecondLook(Experiment):
         sight = Sight(first, last, {pid: trace for pid, trace in traces.items() if trace is not None}, roles)
         for finding in wanted:
             finding.opened_at = sight.lines(finding, self._target.spool)
+            if finding.resource == "memory":
+                finding.examples = sight.types(finding.role)
 
 
 class Sight:
@@ -185,6 +189,14 @@ class Sight:
         sites = [site for _, trace in self._with_role(role) for site in trace.growth if site.stack]
         sites.sort(key=lambda site: -site.size)
         return [f"{_line(site.stack[0], role)}, {site.count} objects, {site.size} bytes" for site in sites[:MOST_SITES]]
+
+    def types(self, role: str) -> list[str]:
+        """``transfer_routes.Relay, 20 more``: what there is more and more of, the program's own types first."""
+        grown = [each for _, trace in self._with_role(role) for each in trace.types]
+        return [
+            f"{name}, {count} more"
+            for name, count in sorted(grown, key=lambda each: ("." not in each[0], -each[1]))[:MOST_TYPES]
+        ]
 
     def _with_role(self, role: str) -> Iterable[tuple[int, Trace]]:
         return [(pid, trace) for pid, trace in self._traces.items() if self._roles[pid] == role]

@@ -105,7 +105,8 @@ def _finding(index: int, finding: Finding) -> Iterator[Text]:
     where = {"memory": "made at", "process": "started at", "thread": "started at"}.get(finding.resource, "opened at")
     for label, texts in (("for example", finding.examples[:MAX_EXAMPLES]), (where, finding.opened_at)):
         for position, text in enumerate(texts):
-            yield _line("" if position else INDENT + label, shorten(_plain(text), TEXT_COLUMNS))
+            told = _plain(text) if label == where else shorten(_plain(text), TEXT_COLUMNS)
+            yield _line("" if position else INDENT + label, told)
     if finding.advice:
         yield _line(f"{INDENT}next", finding.advice)
 

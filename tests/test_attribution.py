@@ -33,6 +33,7 @@ def test_growing_memory_names_the_lines_that_made_it(tmp_path: Path) -> None:
     look(tmp_path, "one-at-a-time", "relay-object-leak", finding)
     assert any("mta_under_test/processes/transfer_" in site for site in finding.opened_at)
     assert all("(transfer)" in site for site in finding.opened_at)
+    assert any("transfer_routes.Relay," in kind for kind in finding.examples)
 
 
 @pytest.mark.parametrize(("resource", "kind"), [("process", "died"), ("mail", "lost"), ("task", "restless")])

@@ -4,8 +4,8 @@ Loaded by the agent when SEATBELT_AGENT_TRACE is set, in a small second run afte
 the first. It replaces the functions of Python's library that make descriptors, and puts asyncio's event loop in the
 place of uvloop's, which makes them where no Python function sees it.
 
-Owns: the tables. Never: imports anything of Seatbelt (the target's Python may be another one, of 3.9 or later), keeps
-a descriptor open, raises into the target.
+Owns: the tables, of which the collector tracks next to nothing: stacks are text. Never: imports anything of Seatbelt
+(the target's Python may be another one, of 3.10 or later), keeps a descriptor open, raises into the target.
 
 What `answer` tells, stacks as [[file, line, function], …], innermost first, without the frames of Python's library:
 
@@ -15,6 +15,7 @@ What `answer` tells, stacks as [[file, line, function], …], innermost first, w
     threads    {native id: stack}
     children   {pid: stack}
     growth     [[bytes, objects, stack], …] what grew between each two marks, most bytes first
+    types      [[name, objects], …]         types that had more objects at each mark than at the one before, most first
 """
 
 from __future__ import annotations
@@ -24,11 +25,13 @@ import asyncio
 import builtins
 import collections
 import functools
+import gc
 import importlib
 import io
 import itertools
 import json
 import os
+import pickle
 import select
 import socket
 import subprocess
@@ -39,7 +42,7 @@ import tracemalloc
 from collections.abc import Callable, Iterable
 from typing import Any
 
-Table = collections.OrderedDict[tuple[int, int], list[Any]]  # by device and inode: a stack
+Table = collections.OrderedDict[tuple[int, int], str]  # by device and inode: a stack
 
 MOST_MADE = 20000
 MOST_FRAMES = 12
@@ -53,12 +56,13 @@ _PACKAGES = tuple(sysconfig.get_paths()[name] for name in ("purelib", "platlib")
 
 class Tracer:
     def __init__(self) -> None:
-        self._open: dict[int, tuple[tuple[int, int], list[Any], bool]] = {}  # key, stack, passed
+        self._open: dict[int, tuple[tuple[int, int], str, bool]] = {}  # key, stack, passed
         self._made: Table = collections.OrderedDict()
         self._passed: Table = collections.OrderedDict()
-        self._threads: dict[int, list[Any]] = {}
-        self._children: dict[int, list[Any]] = {}
-        self._marks: list[dict[tracemalloc.Traceback, tuple[int, int]]] = []  # bytes and objects
+        self._threads: dict[int, str] = {}
+        self._children: dict[int, str] = {}
+        self._marks: list[bytes] = []  # pickled: (bytes, objects) by stack
+        self._censuses: list[collections.Counter[str]] = []  # at each mark: objects by type
         self._inside = False
 
     def install(self) -> None:
@@ -148,7 +152,7 @@ class Tracer:
             self._one(number, received=True)
 
     @staticmethod
-    def _remember(table: Table, key: tuple[int, int], stack: list[Any]) -> None:
+    def _remember(table: Table, key: tuple[int, int], stack: str) -> None:
         table.pop(key, None)
         table[key] = stack
         if len(table) > MOST_MADE:
@@ -175,8 +179,11 @@ class Tracer:
         if not tracemalloc.is_tracing():
             tracemalloc.start(HEAP_FRAMES)
         snapshot = tracemalloc.take_snapshot()
-        snapshot = snapshot.filter_traces((tracemalloc.Filter(False, __file__), tracemalloc.Filter(False, "<frozen*")))
-        self._marks.append({each.traceback: (each.size, each.count) for each in snapshot.statistics("traceback")})
+        ours = tracemalloc.Filter(False, f"{__file__.rpartition('/')[0]}/*", all_frames=True)
+        snapshot = snapshot.filter_traces((ours, tracemalloc.Filter(False, "<frozen*")))
+        self._censuses.append(collections.Counter(_name(type(one)) for one in gc.get_objects()))
+        by_stack = {_traced(each.traceback): (each.size, each.count) for each in snapshot.statistics("traceback")}
+        self._marks.append(pickle.dumps(by_stack))
 
     def _dump(self) -> dict[str, Any]:
         still = {}
@@ -186,14 +193,15 @@ class Tracer:
             except OSError:
                 continue
             if (found.st_dev, found.st_ino) == key:
-                still[number] = [stack, received]
+                still[number] = [json.loads(stack), received]
         return {
             "open": still,
-            "made": [[device, inode, stack] for (device, inode), stack in self._made.items()],
-            "passed": [[device, inode, stack] for (device, inode), stack in self._passed.items()],
-            "threads": self._threads,
-            "children": self._children,
+            "made": [[*key, json.loads(stack)] for key, stack in self._made.items()],
+            "passed": [[*key, json.loads(stack)] for key, stack in self._passed.items()],
+            "threads": {number: json.loads(stack) for number, stack in self._threads.items()},
+            "children": {pid: json.loads(stack) for pid, stack in self._children.items()},
             "growth": self._growth(),
+            "types": self._types(),
         }
 
     def _growth(self) -> list[Any]:
@@ -201,13 +209,24 @@ class Tracer:
         if len(self._marks) < 2:
             return []
         grown: list[Any] = []
-        for trace, (size, count) in self._marks[-1].items():
-            sizes = [mark.get(trace, (0, 0))[0] for mark in self._marks]
+        marks: list[dict[str, tuple[int, int]]] = [pickle.loads(mark) for mark in self._marks]
+        for stack, (size, count) in marks[-1].items():
+            sizes = [mark.get(stack, (0, 0))[0] for mark in marks]
             if all(after > before for before, after in itertools.pairwise(sizes)):
-                counts = self._marks[0].get(trace, (0, 0))[1]
-                grown.append([size - sizes[0], count - counts, _traced(trace)])
+                before = marks[0].get(stack, (0, 0))[1]
+                grown.append([size - sizes[0], count - before, json.loads(stack)])
         grown.sort(key=lambda each: -each[0])
         return grown[:MOST_GROWTH]
+
+    def _types(self) -> list[Any]:
+        first, last = self._censuses[0], self._censuses[-1]
+        grown = [
+            (last[name] - first[name], name)
+            for name in last
+            if all(after[name] > before[name] for before, after in itertools.pairwise(self._censuses))
+        ]
+        most = sorted(grown, reverse=True)[:MOST_GROWTH] if len(self._censuses) > 1 else []
+        return [[name, count] for count, name in most]
 
 
 class _Maker:
@@ -237,6 +256,10 @@ def _rights(ancillary: Iterable[Any]) -> list[int]:
     return numbers
 
 
+def _name(kind: type) -> str:
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
 def _number_of(opened: Any) -> int:
     try:
         return int(opened.fileno())
@@ -244,7 +267,7 @@ def _number_of(opened: Any) -> int:
         return -1
 
 
-def _stack() -> list[Any]:
+def _stack() -> str:
     frame = sys._getframe(2)
     found: list[Any] = []
     library: list[Any] = []
@@ -256,12 +279,12 @@ def _stack() -> list[Any]:
         if frame.f_back is None:
             break
         frame = frame.f_back
-    return (found or library)[:MOST_FRAMES]
+    return json.dumps((found or library)[:MOST_FRAMES])
 
 
-def _traced(trace: Iterable[tracemalloc.Frame]) -> list[Any]:
+def _traced(trace: Iterable[tracemalloc.Frame]) -> str:
     lines: list[Any] = [[frame.filename, frame.lineno, ""] for frame in reversed(list(trace))]
-    return [line for line in lines if not _is_library(line[0])] or lines
+    return json.dumps([line for line in lines if not _is_library(line[0])] or lines)
 
 
 def _is_library(path: str) -> bool:
