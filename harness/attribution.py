@@ -26,7 +26,7 @@ from harness.remote_mx.process import RemoteMXError
 from harness.targets import TargetError
 from reports.record import Descriptor, Finding, Process, RunRecord, Snapshot
 
-ATTRIBUTABLE = frozenset({"descriptor", "socket", "memory", "process", "thread", "file"})
+ATTRIBUTABLE = frozenset({"descriptor", "socket", "memory", "process", "thread", "task", "file"})
 EXPECTED = 8  # instances of what was found, in the traced doses
 MOST_UNITS = 1500  # of a traced dose, however rare the finding is
 DOSES = 2  # after the warm-up: what grows in each of them is what keeps growing
@@ -37,7 +37,6 @@ HOME = Path(__file__).resolve().parents[1]  # paths below it are told without it
 
 Line = tuple[str, int, str]  # file, line, function
 Stack = list[Line]  # innermost first
-Key = tuple[int, int]  # st_dev, st_ino
 
 
 class Opened(msgspec.Struct, array_like=True):
@@ -48,6 +47,13 @@ class Opened(msgspec.Struct, array_like=True):
 class Made(msgspec.Struct, array_like=True):
     device: int
     inode: int
+    stack: Stack
+
+
+class Passed(msgspec.Struct, array_like=True):
+    device: int
+    inode: int
+    access: int  # O_RDONLY, O_WRONLY or O_RDWR
     stack: Stack
 
 
@@ -62,7 +68,7 @@ class Trace(msgspec.Struct):
 
     open: dict[int, Opened]
     made: list[Made]
-    passed: list[Made]
+    passed: list[Passed]
     threads: dict[int, Stack]
     children: dict[int, Stack]
     growth: list[Growth]
@@ -122,12 +128,18 @@ class Sight:
         self._last = last
         self._traces = traces
         self._roles = roles
-        self._made = {key: told for pid, trace in traces.items() for key, told in _by_file(trace.made, roles[pid])}
-        self._passed = {key: told for pid, trace in traces.items() for key, told in _by_file(trace.passed, roles[pid])}
+        self._made = {
+            (made.device, made.inode): (roles[pid], made.stack) for pid, trace in traces.items() for made in trace.made
+        }
+        self._passed = {
+            (passed.device, passed.inode, passed.access): (roles[pid], passed.stack)
+            for pid, trace in traces.items()
+            for passed in trace.passed
+        }
 
     def lines(self, finding: Finding, spool: Path | None) -> list[str]:
         """Where most of what is like the finding was made, innermost line first; empty when nothing was seen."""
-        if finding.resource == "memory":
+        if finding.resource in ("memory", "task"):
             return self._growth(finding.role)
         found = Counter(tuple(lines) for lines in self._each(finding, spool) if lines)
         return list(found.most_common(1)[0][0]) if found else []
@@ -169,7 +181,7 @@ class Sight:
         here = _told(opened.stack, process.role)
         if not opened.received:
             return here
-        there = self._passed.get((descriptor.device, descriptor.inode))
+        there = self._passed.get((descriptor.device, descriptor.inode, descriptor.flags & os.O_ACCMODE))
         received = [f"{line}, received" for line in here[:1]]
         return [*_told(there[1], there[0]), *received] if there is not None else received
 
@@ -201,11 +213,6 @@ class Sight:
 
     def _with_role(self, role: str) -> Iterable[tuple[int, Trace]]:
         return [(pid, trace) for pid, trace in self._traces.items() if self._roles[pid] == role]
-
-
-def _by_file(opened: Iterable[Made], role: str) -> Iterator[tuple[Key, tuple[str, Stack]]]:
-    for one in opened:
-        yield (one.device, one.inode), (role, one.stack)
 
 
 def _is_attributable(finding: Finding) -> bool:

@@ -25,13 +25,13 @@ class Admission:
     def __init__(self, most: int, most_per_source: int = MAX_PER_SOURCE) -> None:
         self.most = most
         self._most_per_source = most_per_source
-        self._sessions = 0
+        self.sessions = 0
         self._by_source: Counter[str] = Counter()
         self._reserve: int | None = os.eventfd(0)  # a file could not be opened from an empty root
 
     @property
     def is_full(self) -> bool:
-        return self._sessions >= self.most
+        return self.sessions >= self.most
 
     @property
     def has_reserve(self) -> bool:
@@ -43,10 +43,10 @@ class Admission:
             self._reserve = None
 
     def enter(self) -> None:
-        self._sessions += 1
+        self.sessions += 1
 
     def leave(self) -> None:
-        self._sessions -= 1
+        self.sessions -= 1
 
     def enter_from(self, source: str) -> bool:
         """Count a session of this source; False when it has too many already."""

@@ -70,7 +70,11 @@ class Smtp(Process):
             sock.close()
 
     def gauges(self) -> dict[str, int]:
-        return {"smtp.session": len(self.sessions), "smtp.paused": int(self._paused)}
+        return {
+            "smtp.session": len(self.sessions),
+            "smtp.admitted": self.admission.sessions,
+            "smtp.paused": int(self._paused),
+        }
 
     @takes(Kind.LISTENER)
     def listener(self, peer: str, message: Message) -> None:

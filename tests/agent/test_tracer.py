@@ -80,7 +80,7 @@ def test_every_way_to_a_descriptor_is_seen(tmp_path: Path) -> None:
         (received,) = (names for names, received in seen if received)
         assert "passes" in received
         inode = files[1].stat().st_ino
-        (opened,) = (stack for _, number, stack in answer["passed"] if number == inode)
+        (opened,) = (stack for _, number, _, stack in answer["passed"] if number == inode)
         assert "passes" in functions(opened)
         assert "closes" in set().union(*(functions(stack) for *_, stack in answer["made"]))
         assert any("starts_a_thread" in functions(stack) for stack in answer["threads"].values())

@@ -11,7 +11,7 @@ What `answer` tells, stacks as [[file, line, function], …], innermost first, w
 
     open       {fd: [stack, received]}      of every open descriptor whose making was seen
     made       [[dev, inode, stack], …]     the newest files that were opened here, closed since or not
-    passed     [[dev, inode, stack], …]     where those were opened that were sent to another process
+    passed     [[dev, inode, mode, stack], …] where those were opened that were sent to another process
     threads    {native id: stack}
     children   {pid: stack}
     growth     [[bytes, objects, stack], …] what grew between each two marks, most bytes first
@@ -24,6 +24,7 @@ import array
 import asyncio
 import builtins
 import collections
+import fcntl
 import functools
 import gc
 import importlib
@@ -42,7 +43,7 @@ import tracemalloc
 from collections.abc import Callable, Iterable
 from typing import Any
 
-Table = collections.OrderedDict[tuple[int, int], str]  # by device and inode: a stack
+Table = collections.OrderedDict[tuple[int, ...], str]  # by device, inode (and access mode): a stack
 
 MOST_MADE = 20000
 MOST_FRAMES = 12
@@ -122,8 +123,10 @@ class Tracer:
             ancillary = list(ancillary)
             for number in _rights(ancillary):
                 if number in self._open:
-                    key, stack, _ = self._open[number]
-                    self._remember(self._passed, key, stack)
+                    (device, inode), stack, _ = self._open[number]
+                    # One file may be opened several times, and passed to several: the access mode tells most apart.
+                    access = fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE
+                    self._remember(self._passed, (device, inode, access), stack)
             return plain(self_, buffers, ancillary, *arguments)
 
         socket.socket.sendmsg = traced  # type: ignore[method-assign]
@@ -152,7 +155,7 @@ class Tracer:
             self._one(number, received=True)
 
     @staticmethod
-    def _remember(table: Table, key: tuple[int, int], stack: str) -> None:
+    def _remember(table: Table, key: tuple[int, ...], stack: str) -> None:
         table.pop(key, None)
         table[key] = stack
         if len(table) > MOST_MADE:
