@@ -116,7 +116,7 @@ class Quiescence:
             return True
         spool = self._target.spool
         owed = rest.backlog if spool is None else files.envelopes(files.read(spool).names)
-        return owed > 0 or not connections(probe.inspect(self._pids())[0]) <= self._known
+        return owed > 0 or not connections(probe.inspect(self._pids(), positions=False)[0]) <= self._known
 
     def _pids(self) -> Sequence[int]:
         return probe.tree(self._target.root_pid)

@@ -34,7 +34,7 @@ class Descriptor(msgspec.Struct, frozen=True, omit_defaults=True):
     target: str  # the link's text, without " (deleted)"
     device: int = 0  # st_dev of what is open
     inode: int = 0
-    flags: int = 0  # open flags, as in fdinfo
+    flags: int = 0  # open flags, as in fdinfo; like the position read only where a person looks, not in a run
     offset: int = 0  # file position
     deleted: bool = False
     state: str = ""  # TCP state (ESTABLISHED, CLOSE_WAIT, LISTEN …) or unix socket state

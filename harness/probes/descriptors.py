@@ -2,8 +2,9 @@
 
 Owns: the walk of ``/proc/PID/fd`` and ``fdinfo``, and what kind of thing each entry is. Never: judges.
 
-One look at an entry is readlink (its name), stat (device and inode: the identity) and fdinfo (flags and position). What
-is opened or closed during the walk may or may not be in it; at rest the walk is exact.
+One look at an entry is readlink, which names it; for sockets, pipes and the like the name tells the inode too, for all
+else it takes stat; and where they are asked for, fdinfo for flags and position, which costs as much again. What is
+opened or closed during the walk may or may not be in it; at rest the walk is exact.
 """
 
 from __future__ import annotations
@@ -12,34 +13,39 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
 
 from harness.probes.processes import text
 from harness.probes.sockets import SocketTables, Table
 from reports.record import Descriptor
 
-_DELETED = b" (deleted)"
+_DELETED = " (deleted)"
 _FDINFO_BYTES = 64  # its first two lines; the rest can be long (an epoll lists all that it watches)
 _ANONYMOUS_KINDS = frozenset({"eventpoll", "eventfd", "timerfd", "signalfd", "inotify", "pidfd", "io_uring"})
+_SHARED = frozenset(  # one inode for all of a kind, so that one look is enough for ever
+    {
+        "anon_inode:[eventpoll]",
+        "anon_inode:[eventfd]",
+        "anon_inode:[timerfd]",
+        "anon_inode:[signalfd]",
+        "anon_inode:inotify",
+    }
+)
 _PROTOCOL_KINDS = {"TCP": "tcp", "TCPv6": "tcp", "MPTCP": "tcp", "MPTCPv6": "tcp", "UDP": "udp", "UDPv6": "udp"}
 
 
-class _Entry(NamedTuple):
-    fd: int
-    link: bytes
-    status: os.stat_result
-    flags: int
-    offset: int
+_Looked = tuple[int, int, str, int]  # device, inode, kind (or "socket"), hard links
+_Entry = tuple[int, str, int, int, str, int, int, int]  # number, link as os.fsdecode gives it, _Looked, flags, position
 
 
-def read(pid: int, tables: SocketTables | None = None) -> list[Descriptor]:
+def read(pid: int, tables: SocketTables | None = None, *, positions: bool = True) -> list[Descriptor]:
     """What `pid` has open, by number. `tables` may be shared among the processes of one snapshot.
 
-    Raises ProcessLookupError or FileNotFoundError when the process is gone, PermissionError when it is not ours to see
-    (ptrace(2), "ptrace access mode checking"). A process that reads itself is not shown the walk's own descriptors.
+    Without `positions` flags and positions are left at 0, in less than half the time. Raises ProcessLookupError or
+    FileNotFoundError when the process is gone, PermissionError when it is not ours to see (ptrace(2), "ptrace access
+    mode checking"). A process that reads itself is not shown the walk's own descriptors.
     """
-    entries = sorted(_walk(pid))
-    inodes = {entry.status.st_ino for entry in entries if stat.S_ISSOCK(entry.status.st_mode)}
+    entries = _walk(pid, positions)
+    inodes = {inode for _, _, _, inode, kind, *_ in entries if kind == "socket"}
     # Read after the walk: a table that is older than a socket does not have it.
     table = (tables or SocketTables()).of(pid, inodes) if inodes else {}
     return [_descriptor(pid, entry, table) for entry in entries]
@@ -54,20 +60,46 @@ def count(pid: int) -> int:
     return os.stat(path).st_size or len(os.listdir(path))
 
 
-def _walk(pid: int) -> Iterator[_Entry]:
+def _walk(pid: int, positions: bool) -> list[_Entry]:
+    found: list[_Entry] = []
     with _directory(f"/proc/{pid}/fd") as links, _directory(f"/proc/{pid}/fdinfo") as infos:
-        ours = {links, infos} if pid == os.getpid() else set()
+        ours = {str(links), str(infos)} if pid == os.getpid() else set()
         for name in os.listdir(links):
-            fd = int(name)
-            if fd in ours:
+            if name in ours:
                 continue
             try:
-                link = os.readlink(name.encode(), dir_fd=links)
-                status = os.stat(name, dir_fd=links)
-                offset, flags = _fdinfo(name, infos)
+                link = os.readlink(name, dir_fd=links)
+                looked = _by_name(link) or _by_stat(name, link, links)
+                offset, flags = _fdinfo(name, infos) if positions else (0, 0)
             except (FileNotFoundError, ProcessLookupError):
                 continue  # closed since the listing
-            yield _Entry(fd, link, status, flags, offset)
+            found.append((int(name), link, *looked, flags, offset))
+    found.sort()
+    return found
+
+
+_devices: dict[str, int] = {}  # of sockets and of pipes: one each, as long as the machine runs
+_shared: dict[str, _Looked] = {}
+
+
+def _by_name(link: str) -> _Looked | None:
+    """``socket:[123]`` and its like, which no path can be called; None for what needs a look."""
+    if link[0] == "/":
+        return None
+    family, _, number = link.partition(":[")
+    if family in _devices:
+        return _devices[family], int(number[:-1]), family, 1
+    return _shared.get(link)
+
+
+def _by_stat(name: str, link: str, links: int) -> _Looked:
+    status = os.stat(name, dir_fd=links)
+    looked = status.st_dev, status.st_ino, _kind(status.st_mode, link), status.st_nlink
+    if link in _SHARED:
+        _shared[link] = looked
+    elif link.startswith(("socket:[", "pipe:[")):
+        _devices[link.partition(":")[0]] = status.st_dev
+    return looked
 
 
 @contextmanager
@@ -90,49 +122,37 @@ def _fdinfo(name: str, infos: int) -> tuple[int, int]:
 
 
 def _descriptor(pid: int, entry: _Entry, table: Table) -> Descriptor:
-    name, deleted = _name(pid, entry)
-    target = text(name)
-    kind, state, local, peer = _kind(entry.status.st_mode, target), "", "", ""
-    if kind == "socket":
-        if entry.status.st_ino in table:
-            kind, state, local, peer, *_ = table[entry.status.st_ino]
-        else:
-            kind, state = _unlisted_socket(pid, entry.fd)
-    return Descriptor(
-        fd=entry.fd,
-        kind=kind,
-        target=target,
-        device=entry.status.st_dev,
-        inode=entry.status.st_ino,
-        flags=entry.flags,
-        offset=entry.offset,
-        deleted=deleted,
-        state=state,
-        local=local,
-        peer=peer,
-    )
+    fd, link, device, inode, kind, names, flags, offset = entry
+    deleted = link.endswith(_DELETED) and (names == 0 or _is_deleted(pid, link, device, inode))
+    if deleted:
+        link = link.removesuffix(_DELETED)
+    target = link if link.isascii() else text(os.fsencode(link))
+    if kind != "socket":
+        return Descriptor(fd, kind, target, device, inode, flags, offset, deleted)
+    if inode in table:
+        kind, state, local, peer, *_ = table[inode]
+        return Descriptor(fd, kind, target, device, inode, flags, offset, False, state, local, peer)
+    kind, state = _unlisted_socket(pid, fd)
+    return Descriptor(fd, kind, target, device, inode, flags, offset, False, state)
 
 
-def _name(pid: int, entry: _Entry) -> tuple[bytes, bool]:
-    """The link's text without the kernel's " (deleted)", and whether that was there.
+def _is_deleted(pid: int, link: str, device: int, inode: int) -> bool:
+    """Whether " (deleted)" at the end of the link is the kernel's word, and not of the file's own name.
 
     A living file may have such a name of its own. It differs from one that was unlinked under one of its several names
     in that it can be found by it, in the process's view of the file system.
     """
-    if not entry.link.endswith(_DELETED):
-        return entry.link, False
-    if entry.status.st_nlink > 0:
-        try:
-            found = os.stat(b"/proc/%d/root%b" % (pid, entry.link))
-        except OSError:
-            found = None
-        if found is not None and (found.st_dev, found.st_ino) == (entry.status.st_dev, entry.status.st_ino):
-            return entry.link, False
-    return entry.link.removesuffix(_DELETED), True
+    try:
+        found = os.stat(b"/proc/%d/root%b" % (pid, os.fsencode(link)))
+    except OSError:
+        return True
+    return (found.st_dev, found.st_ino) != (device, inode)
 
 
 def _kind(mode: int, target: str) -> str:
     """A kind of `Descriptor`, or "socket", which the socket tables know more of."""
+    if stat.S_ISREG(mode) and target.startswith("/") and not target.startswith("/memfd:"):
+        return "file"
     if target.startswith(("anon_inode:", "pidfd:")):
         word = target.removeprefix("anon_inode:").strip("[]").partition(":")[0]
         return word if word in _ANONYMOUS_KINDS else "other"
@@ -146,7 +166,7 @@ def _kind(mode: int, target: str) -> str:
         return "directory"
     if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
         return "device"
-    if stat.S_ISREG(mode) and target.startswith(("/", "(unreachable)")):
+    if stat.S_ISREG(mode) and target.startswith("(unreachable)"):
         return "file"
     return "other"
 

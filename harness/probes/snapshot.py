@@ -47,7 +47,7 @@ def take_snapshot(
         readings, silent = agent.ask(agent_dir, tree(root_pid))
         for pid in silent:
             logger.warning("the agent of pid %d gave no answer: its memory can only be judged from outside", pid)
-    found, unreadable = inspect(tree(root_pid), roles)
+    found, unreadable = inspect(tree(root_pid), roles, positions=False)
     for process in found:
         process.agent = readings.get(process.pid)
     listing = files.read(spool) if spool is not None else files.Listing([], [])
@@ -62,8 +62,13 @@ def take_snapshot(
     )
 
 
-def inspect(pids: Iterable[int], roles: Roles = default_role) -> tuple[list[Process], list[str]]:
-    """The processes that were still there, with all they hold, and what could not be seen: a sentence each."""
+def inspect(
+    pids: Iterable[int], roles: Roles = default_role, *, positions: bool = True
+) -> tuple[list[Process], list[str]]:
+    """The processes that were still there, with all they hold, and what could not be seen: a sentence each.
+
+    Without `positions` nobody asks for flags and positions of descriptors, as in `descriptors.read`.
+    """
     found: list[Process] = []
     unreadable: list[str] = []
     tables = SocketTables()
@@ -74,7 +79,7 @@ def inspect(pids: Iterable[int], roles: Roles = default_role) -> tuple[list[Proc
         refused: OSError | None = None
         if process.state != "Z":
             try:
-                process.descriptors = descriptors.read(pid, tables)
+                process.descriptors = descriptors.read(pid, tables, positions=positions)
             except (FileNotFoundError, ProcessLookupError):
                 continue
             except OSError as error:

@@ -26,6 +26,7 @@ _INET_REPLY_TAIL_AT = 56
 _UNIX_REQUEST = struct.Struct("=BBxxIIII4x")  # struct unix_diag_req: family, protocol, states, inode, show, cookie
 _UNIX_REPLY = struct.Struct("=BBBxIII")  # struct unix_diag_msg: family, type, state, inode, cookie
 _ATTRIBUTE = struct.Struct("=HH")  # struct nlattr: length, type
+_U32, _TWO_U32 = struct.Struct("=I"), struct.Struct("=II")
 
 _SOCK_DIAG_BY_FAMILY = 20
 _NLM_F_REQUEST_DUMP = 0x301
@@ -157,36 +158,36 @@ def _dump_inet(diag: socket.socket, family: int, protocol: int) -> Iterator[tupl
 
 
 def _dump_unix(diag: socket.socket) -> dict[int, Socket]:
-    found: dict[int, Socket] = {}
-    peers: dict[int, int] = {}
+    listed: list[tuple[int, int, str, int, int, int]] = []
+    names: dict[int, str] = {}
     request = _UNIX_REQUEST.pack(socket.AF_UNIX, 0, 0xFFFFFFFF, 0, _UDIAG_SHOW_NAME_PEER_RQLEN, 0)
     for reply in _dump(diag, request):
         _, _, state, inode, _, _ = _UNIX_REPLY.unpack_from(reply)
-        attributes = _attributes(reply[_UNIX_REPLY.size :])
-        queues = attributes.get(_UNIX_DIAG_RQLEN, bytes(8))
-        peers[inode] = int.from_bytes(attributes.get(_UNIX_DIAG_PEER, b""), sys.byteorder)
-        found[inode] = Socket(
+        peer = receive_queue = send_queue = 0
+        name = ""
+        at = _UNIX_REPLY.size
+        while at + _ATTRIBUTE.size <= len(reply):
+            length, kind = _ATTRIBUTE.unpack_from(reply, at)
+            if kind == _UNIX_DIAG_PEER:
+                (peer,) = _U32.unpack_from(reply, at + _ATTRIBUTE.size)
+            elif kind == _UNIX_DIAG_RQLEN:
+                receive_queue, send_queue = _TWO_U32.unpack_from(reply, at + _ATTRIBUTE.size)
+            elif kind == _UNIX_DIAG_NAME:
+                name = _unix_name(bytes(reply[at + _ATTRIBUTE.size : at + length]))
+            at += _aligned(length)
+        names[inode] = name
+        listed.append((inode, state, name, peer, receive_queue, 0 if state == _LISTEN else send_queue))
+    return {
+        inode: Socket(
             "unix",
             _UNIX_STATES.get(state, str(state)),
-            _unix_name(attributes.get(_UNIX_DIAG_NAME, b"")),
-            "",
-            int.from_bytes(queues[:4], sys.byteorder),
-            0 if state == _LISTEN else int.from_bytes(queues[4:8], sys.byteorder),
+            name,
+            (names.get(peer) or f"socket:[{peer}]") if peer else "",
+            receive_queue,
+            send_queue,
         )
-    for inode, peer in peers.items():
-        if peer:
-            name = found[peer].local if peer in found else ""
-            found[inode] = found[inode]._replace(peer=name or f"socket:[{peer}]")
-    return found
-
-
-def _attributes(data: memoryview) -> dict[int, bytes]:
-    found = {}
-    while len(data) >= _ATTRIBUTE.size:
-        length, kind = _ATTRIBUTE.unpack_from(data)
-        found[kind] = bytes(data[_ATTRIBUTE.size : length])
-        data = data[_aligned(length) :]
-    return found
+        for inode, state, name, peer, receive_queue, send_queue in listed
+    }
 
 
 def _aligned(length: int) -> int:

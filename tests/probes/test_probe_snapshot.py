@@ -171,7 +171,7 @@ def test_who_ends_between_two_looks_is_no_trouble(
     with python("-c", "import sys; print(flush=True); sys.stdin.read()") as process:
         line(process)
 
-        def ends(pid: int, tables: object) -> list[Descriptor]:
+        def ends(pid: int, tables: object, *, positions: bool) -> list[Descriptor]:
             end(process)
             until(lambda: getattr(processes.stat(pid), "state", "Z") == "Z", "it has ended")
             raise PermissionError(13, "Permission denied")
