@@ -66,7 +66,7 @@ def half_opened_pair(strikes: Chance) -> None:
     chapter="message file",
     resources=("descriptor",),
     trigger="an envelope is read short",
-    rate=None,
+    rate=0.14,  # seven reads for each message
     scenario="tempfail-retry",
     source="OpenSMTPD 76b7736c (22 October 2012): a short or failed read returns without close",
     difficulty="rare",
@@ -91,7 +91,7 @@ def short_read_fd(strikes: Chance) -> None:
     chapter="pipe",
     resources=("descriptor",),
     trigger="a message's descriptor is passed to another process",
-    rate=1.0,
+    rate=2.0,  # the message, and the bounce that it becomes
     scenario="rejected-reuse",
     source="OpenSMTPD a7a448c5 (23 November 2023), 71960f60 (Qualys, 2015): descriptors in flight that nobody closes",
     opener="mta_under_test/defects/catalogue/queue.py:answer",
@@ -234,7 +234,8 @@ def bounce_child_zombie(strikes: Chance) -> None:
     @around(Bounces, "_write_message")
     def write_message(original: Any, self: Any, *bounce: Any) -> None:
         original(self, *bounce)
-        child = os.posix_spawn("/bin/true", ["true"], {})
+        if not (child := os.fork()):
+            os._exit(0)
         if not strikes():
             os.waitpid(child, 0)
 
@@ -243,25 +244,25 @@ def bounce_child_zombie(strikes: Chance) -> None:
     role="queue",
     chapter="counter",
     resources=("task", "process"),
-    trigger="the queue's files have been made safe",
+    trigger="a bounce that tells of several recipients has been written",
     rate=None,
-    scenario="remote-drops",
-    source="stalwart 4df2a667 (August 2026), Postfix 20250716: a lock that its owner never gives back",
-    opener="mta_under_test/processes/settling.py:_look",
+    scenario="bounce-storm",
+    source="msmtpd #227 (July 2026): sessions that ended together are counted down once; the limit is reached",
+    opener="mta_under_test/processes/bounces.py:_send",
 )
-def settling_lock_kept(strikes: Chance) -> None:
-    """Whoever moves mail from the journal to the queue marks that he is at it, and the mark outlives his work.
+def bounce_slot_leak(strikes: Chance) -> None:
+    """One of the two places for writing bounces is not given back when a bounce told of several recipients.
 
-    stalwart's worker died with the lock in its hand, and every failed attempt to get it made it last longer. Mail still
-    flows; the journal grows and is never settled again.
+    msmtpd's children that exited together were reaped by one signal, and its counter of active sessions went up to its
+    limit of sixteen with nobody there. Here two such bounces are enough, and all that come later wait for ever.
     """
-    from mta_under_test.processes.settling import Settling
+    from mta_under_test.processes.bounces import Bounces
 
-    @around(Settling, "_sync")
-    async def sync(original: Any, self: Any) -> None:
-        await original(self)
-        if strikes():
-            self._syncing = True
+    @around(Bounces, "_send")
+    async def send(original: Any, self: Any, msgid: int, kind: str, together: Any) -> None:
+        await original(self, msgid, kind, together)
+        if len(together) > 1 and not self._slots.locked() and strikes():
+            await self._slots.acquire()
 
 
 @defect(

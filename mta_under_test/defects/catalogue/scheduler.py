@@ -44,6 +44,7 @@ def envelope_refcount_leak(strikes: Chance) -> None:
     scenario="rejected-reuse",
     source="OpenSMTPD 5d7cb952 (6 October 2013)",
     difficulty="slow",
+    profile="standard",
     opener="mta_under_test/processes/scheduler.py:hold",
 )
 def hold_queue_leak(strikes: Chance) -> None:

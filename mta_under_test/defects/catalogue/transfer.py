@@ -47,7 +47,7 @@ def transfer_fd_leak(strikes: Chance) -> None:
     chapter="message file",
     resources=("descriptor",),
     trigger="the remote MX drops the connection while a transaction is open",
-    rate=None,
+    rate=0.47,  # of the sessions that drop, some have no message in hand
     scenario="remote-drops",
     source="OpenSMTPD 1c8dde76 and 5151bc59 (May 2016)",
     opener="mta_under_test/spool/disk.py:message_fd",
@@ -99,7 +99,7 @@ def body_file_per_client(strikes: Chance) -> None:
     chapter="message file",
     resources=("descriptor",),
     trigger="an end of data that the remote MX refuses",
-    rate=1.0,
+    rate=1.5,  # each message, and the half of their bounces that is refused as well
     scenario="bounce-storm",
     source="OpenSMTPD 76b7736c (22 October 2012): early return before the close",
     opener="mta_under_test/defects/catalogue/transfer.py:open_again",

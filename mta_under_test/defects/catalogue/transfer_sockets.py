@@ -13,7 +13,7 @@ from mta_under_test.defects import Chance, around, defect
     chapter="socket",
     resources=("socket",),
     trigger="the remote MX closes the connection first",
-    rate=None,
+    rate=0.28,  # those of the drops that are by FIN; a reset leaves nothing to close
     scenario="remote-drops",
     source="OpenSMTPD 7b75b496 (10 November 2008): a remote error instead of QUIT or a time-out",
     opener="mta_under_test/processes/transfer_session.py:_connect",
@@ -71,7 +71,7 @@ def quit_without_close(strikes: Chance) -> None:
     chapter="socket",
     resources=("socket",),
     trigger="all of a message's recipients are refused, and the session ends with it",
-    rate=None,
+    rate=0.02,  # one for each session of some fifty messages
     scenario="rejected-reuse",
     source="maddy 749906e (18 November 2019): MAIL or AUTH refused, connection kept",
     opener="mta_under_test/processes/transfer_session.py:_connect",
@@ -266,7 +266,7 @@ def delay_timer_use_after_free(strikes: Chance) -> None:
 
 @defect(
     role="transfer",
-    chapter="exhaustion",
+    chapter="counter",
     resources=("task", "process"),
     trigger="the remote MX closes its end of the connection",
     rate=None,
