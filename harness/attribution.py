@@ -80,7 +80,7 @@ class SecondLook(Experiment):
 
     def explain(self, findings: Sequence[Finding]) -> str:
         """Returns what came of it, in one sentence; empty when there was nothing to look for."""
-        wanted = [finding for finding in findings if _is_attributable(finding)]
+        wanted = [finding for finding in findings if is_attributable(finding)]
         if not wanted:
             return ""
         try:
@@ -215,7 +215,8 @@ class Sight:
         return [(pid, trace) for pid, trace in self._traces.items() if self._roles[pid] == role]
 
 
-def _is_attributable(finding: Finding) -> bool:
+def is_attributable(finding: Finding) -> bool:
+    """Whether it was made somewhere: a death, lost mail and a counter were not."""
     return finding.resource in ATTRIBUTABLE and finding.kind not in ("died", "restless")
 
 

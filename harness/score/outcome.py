@@ -7,6 +7,7 @@ import re
 from functools import lru_cache
 from pathlib import Path
 
+from harness.attribution import is_attributable
 from harness.score.cases import Case
 from harness.score.rules import RULES
 from mta_under_test.defects import Defect
@@ -35,7 +36,7 @@ def row(case: Case, record: RunRecord, seconds: float) -> Row:
         right = [finding for finding in record.findings if _is_right(finding, defect)]
         found.right = bool(right)
         told = right[0] if right else told
-        if told is not None and defect.opener and right:
+        if told is not None and defect.opener and right and is_attributable(told):
             found.attributed = bool(told.opened_at) and _points_at(told.opened_at[0], defect.opener)
     if told is not None:
         found.by = f"{told.resource}: {told.label}{f' in {told.role}' if told.role else ''}"
