@@ -63,6 +63,12 @@ class Growth(msgspec.Struct, array_like=True):
     stack: Stack
 
 
+class Waiting(msgspec.Struct, array_like=True):
+    kind: str  # task or timer
+    count: int
+    stack: Stack
+
+
 class Trace(msgspec.Struct):
     """What one process told (`harness/agent/inject/tracer.py`)."""
 
@@ -72,6 +78,7 @@ class Trace(msgspec.Struct):
     threads: dict[int, Stack]
     children: dict[int, Stack]
     growth: list[Growth]
+    waiting: list[Waiting]
     types: list[tuple[str, int]]
 
 
@@ -139,8 +146,10 @@ class Sight:
 
     def lines(self, finding: Finding, spool: Path | None) -> list[str]:
         """Where most of what is like the finding was made, innermost line first; empty when nothing was seen."""
-        if finding.resource in ("memory", "task"):
+        if finding.resource == "memory":
             return self._growth(finding.role)
+        if finding.resource == "task":
+            return self._waiting(finding.role, finding.kind)
         found = Counter(tuple(lines) for lines in self._each(finding, spool) if lines)
         return list(found.most_common(1)[0][0]) if found else []
 
@@ -201,6 +210,10 @@ class Sight:
         sites = [site for _, trace in self._with_role(role) for site in trace.growth if site.stack]
         sites.sort(key=lambda site: -site.size)
         return [f"{_line(site.stack[0], role)}, {site.count} objects, {site.size} bytes" for site in sites[:MOST_SITES]]
+
+    def _waiting(self, role: str, kind: str) -> list[str]:
+        found = [each for _, trace in self._with_role(role) for each in trace.waiting if each.kind == kind]
+        return _told(max(found, key=lambda each: each.count).stack, role) if found else []
 
     def types(self, role: str) -> list[str]:
         """``transfer_routes.Relay, 20 more``: what there is more and more of, the program's own types first."""

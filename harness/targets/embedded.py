@@ -139,7 +139,10 @@ class Embedded:
                     break
             except OSError:
                 self._still_starting(deadline)
-        self._control = ControlClient(self._socket_path)
+        try:
+            self._control = ControlClient(self._socket_path)
+        except ControlError as error:
+            raise TargetError(f"{error}\n{self._log()}".strip()) from error
         self._family = [psutil.Process(self.root_pid), *psutil.Process(self.root_pid).children(recursive=True)]
 
     def _still_starting(self, deadline: float) -> None:

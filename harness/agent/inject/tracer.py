@@ -15,6 +15,7 @@ What `answer` tells, stacks as [[file, line, function], …], innermost first, w
     threads    {native id: stack}
     children   {pid: stack}
     growth     [[bytes, objects, stack], …] what grew between each two marks, most bytes first
+    waiting    [[kind, number, stack], …]   asyncio's tasks and timers, of which there were more at each mark
     types      [[name, objects], …]         types that had more objects at each mark than at the one before, most first
 """
 
@@ -40,7 +41,8 @@ import sys
 import sysconfig
 import threading
 import tracemalloc
-from collections.abc import Callable, Iterable
+import weakref
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 Table = collections.OrderedDict[tuple[int, ...], str]  # by device, inode (and access mode): a stack
@@ -63,6 +65,8 @@ class Tracer:
         self._threads: dict[int, str] = {}
         self._children: dict[int, str] = {}
         self._marks: list[bytes] = []  # pickled: (bytes, objects) by stack
+        self._waiting: dict[int, tuple[weakref.ref[Any], str, str]] = {}  # by id: itself, its kind, its stack
+        self._waited: list[collections.Counter[tuple[str, str]]] = []  # at each mark: how many, by kind and stack
         self._censuses: list[collections.Counter[str]] = []  # at each mark: objects by type
         self._inside = False
 
@@ -81,6 +85,8 @@ class Tracer:
         self._after_method(socket.socket, "recvmsg", lambda self_, result: self._received(result))
         self._after_method(threading.Thread, "start", lambda self_, result: self._thread(self_))
         self._after_method(subprocess.Popen, "_execute_child", lambda self_, result: self._child(self_.pid))
+        self._after_method(asyncio.BaseEventLoop, "create_task", lambda self_, result: self._waits(result, "task"))
+        self._after_method(asyncio.BaseEventLoop, "call_at", lambda self_, result: self._waits(result, "timer"))
         select.epoll = _Maker(select.epoll, self._one)  # type: ignore[assignment,misc]
         try:
             uvloop = importlib.import_module("uvloop")
@@ -170,6 +176,12 @@ class Tracer:
         if number is not None:
             self._threads[number] = _stack()
 
+    def _waits(self, one: Any, kind: str) -> None:
+        number = id(one)
+        # Not in a WeakKeyDictionary: a timer's hash is that of its moment.
+        forget = functools.partial(self._waiting.pop, number, None)
+        self._waiting[number] = (weakref.ref(one, lambda _: forget()), kind, _stack())
+
     # ---- telling
 
     def answer(self) -> bytes:
@@ -185,6 +197,7 @@ class Tracer:
         ours = tracemalloc.Filter(False, f"{__file__.rpartition('/')[0]}/*", all_frames=True)
         snapshot = snapshot.filter_traces((ours, tracemalloc.Filter(False, "<frozen*")))
         self._censuses.append(collections.Counter(_name(type(one)) for one in gc.get_objects()))
+        self._waited.append(collections.Counter(self._still_waiting()))
         by_stack = {_traced(each.traceback): (each.size, each.count) for each in snapshot.statistics("traceback")}
         self._marks.append(pickle.dumps(by_stack))
 
@@ -204,6 +217,7 @@ class Tracer:
             "threads": {number: json.loads(stack) for number, stack in self._threads.items()},
             "children": {pid: json.loads(stack) for pid, stack in self._children.items()},
             "growth": self._growth(),
+            "waiting": self._more_waiting(),
             "types": self._types(),
         }
 
@@ -220,6 +234,21 @@ class Tracer:
                 grown.append([size - sizes[0], count - before, json.loads(stack)])
         grown.sort(key=lambda each: -each[0])
         return grown[:MOST_GROWTH]
+
+    def _still_waiting(self) -> Iterator[tuple[str, str]]:
+        for reference, kind, stack in list(self._waiting.values()):
+            one = reference()
+            if one is not None and not one.cancelled() and not (kind == "task" and one.done()):
+                yield kind, stack
+
+    def _more_waiting(self) -> list[Any]:
+        first, last = self._waited[0], self._waited[-1]
+        return [
+            [key[0], last[key] - first[key], json.loads(key[1])]
+            for key in last
+            if len(self._waited) > 1
+            and all(after[key] > before[key] for before, after in itertools.pairwise(self._waited))
+        ]
 
     def _types(self) -> list[Any]:
         first, last = self._censuses[0], self._censuses[-1]
