@@ -67,7 +67,7 @@ def hold_queue_leak(strikes: Chance) -> None:
 @defect(
     role="scheduler",
     chapter="child",
-    resources=("memory",),
+    resources=("task", "memory"),
     trigger="an envelope is put off",
     rate=None,
     scenario="tempfail-retry",
@@ -98,7 +98,7 @@ def timer_for_each_plan(strikes: Chance) -> None:
     chapter="counter",
     resources=("task", "counter", "process"),
     trigger="an envelope in flight is done with",
-    rate=None,
+    rate=3.0,  # recipients of a message, and of its bounce
     scenario="bounce-storm",
     source="OpenSMTPD fcb8962b (November 2012): a failed envelope misses its decrement",
     opener="mta_under_test/processes/scheduler.py:_fly",

@@ -185,7 +185,7 @@ def watchdog_pipe(strikes: Chance) -> None:
     chapter="counter",
     resources=("task", "counter", "process"),
     trigger="a session ends by an error",
-    rate=None,
+    rate=0.83,  # sessions that fail, for each message that is delivered in the end
     scenario="remote-drops",
     source="maddy 5730400 (2 June 2020); OpenSMTPD fcb8962b (November 2012): a limit's token is not given back",
     opener="mta_under_test/processes/transfer.py:_open",
@@ -210,7 +210,7 @@ def session_slot_leak(strikes: Chance) -> None:
     chapter="counter",
     resources=("task", "counter", "process"),
     trigger="a session ends while its greeting was never heard",
-    rate=None,
+    rate=0.27,  # those that fail before the greeting is heard
     scenario="remote-drops",
     source="OpenSMTPD 2797f8b5 (14 January 2013): the session count is decremented twice",
     difficulty="wrong way",
