@@ -97,7 +97,6 @@ def run(
     from harness.targets import TargetError
     from reports.record import RecordError
 
-    make_target, defects = _target(target, defect or [], seed, port, nofile)
     try:
         chosen = scenarios.load(scenario)
         if mx is not None:
@@ -107,6 +106,7 @@ def run(
             _check_writable(record)
     except (scenarios.ScenarioError, PolicyError, OSError) as error:
         fail(error)
+    make_target, defects = _target(target, defect or [], seed, port, nofile or chosen.nofile, chosen.needs)
     options = experiment.Options(profile=plan.PROFILES[profile], users=users, seed=seed, units=sessions, refuses=mx)
     try:
         with progress(quiet=quiet, verbose=verbose) as show:
@@ -132,7 +132,7 @@ def run(
 
 
 def _target(
-    name: str, defect: list[str], seed: int, port: int, nofile: int | None
+    name: str, defect: list[str], seed: int, port: int, nofile: int | None, needs: tuple[str, ...]
 ) -> tuple[partial[Embedded], list[str]]:
     from functools import partial
 
@@ -147,7 +147,8 @@ def _target(
     except DefectError as error:
         fail(error)
 
-    return partial(Embedded, version=__version__, defects=defects, seed=seed, port=port, nofile=nofile), defects
+    make = partial(Embedded, version=__version__, defects=defects, seed=seed, port=port, nofile=nofile, needs=needs)
+    return make, defects
 
 
 def _run_directory(runs: Path, scenario: str) -> Path:

@@ -11,8 +11,9 @@ import os
 import platform
 import resource
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -123,8 +124,9 @@ class Experiment:
     def _start(self, running: ExitStack) -> None:
         self._progress("starting", 0, self._units_planned)
         policies = {REFUSING: self._refuses, HOME: ""}
+        users = self.scenario.users or self.options.users
         # The load's imports take longest: they run while the others start.
-        self._load = running.enter_context(LoadProcess(self.scenario.path, self.options.users, self.options.seed))
+        self._load = running.enter_context(LoadProcess(self.scenario.path, users, self.options.seed))
         self._mx = running.enter_context(RemoteMX(policies))
         self._target = self._make_target(self.directory, self._mx.ports)
         running.callback(self._target.stop)
@@ -214,7 +216,8 @@ class Experiment:
         if self.scenario.hold_backlog:
             self._mx.shut_gate(REFUSING)
         try:
-            tally = self._load.dose(number, units, first=first, timeout_s=DOSE_TIMEOUT_S)
+            with self._operating(first, units):
+                tally = self._load.dose(number, units, first=first, timeout_s=DOSE_TIMEOUT_S)
         finally:
             if self.scenario.hold_backlog:
                 self._mx.open_gate(REFUSING)
@@ -229,6 +232,23 @@ class Experiment:
         if self.scenario.portion is not None:
             self._quiescence.wait(polls=1)
         return tally
+
+    @contextmanager
+    def _operating(self, first: int, units: int) -> Iterator[None]:
+        """The operator's part of a dose, beside the load. Raises TargetError when all of the load is done."""
+        operations = self.scenario.operations
+        if not operations:
+            yield
+            return
+        with ThreadPoolExecutor(1) as operator:
+            chosen = [operations[number % len(operations)] for number in range(first, first + units)]
+            work = operator.submit(self._operate, chosen)
+            yield
+        work.result()
+
+    def _operate(self, operations: Sequence[str]) -> None:
+        for operation in operations:
+            self._target.operate(operation)
 
     def _check_early(self, record: RunRecord) -> None:
         """A warm-up whose sessions were hopelessly short need not be followed by a whole run of the same."""
@@ -306,7 +326,8 @@ class Experiment:
         queued = mail.in_spool(self._target.spool) if self._target.spool else set()
         ledger = self._ledger
         record.work = work = work_of(self._tallies, LedgerReport(), ledger)
-        record.mail = mail.fates(self._accepted, ledger.delivered.keys(), ledger.bounced, queued)
+        local = mail.in_maildirs(self._target.mailboxes) if self._target.mailboxes else set()
+        record.mail = mail.fates(self._accepted, ledger.delivered.keys() | local, ledger.bounced, queued)
         found = list(record.mail.values())
         work.delivered, work.bounced = found.count("delivered"), found.count("bounced")
         work.queued, work.lost = found.count("queued"), found.count("lost")

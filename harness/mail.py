@@ -37,6 +37,16 @@ def in_spool(spool: Path) -> set[str]:
     return found
 
 
+def in_maildirs(root: Path) -> set[str]:
+    """Message-IDs that were delivered into maildirs anywhere below `root`."""
+    found: set[str] = set()
+    for path in root.glob("**/new/*"):
+        with path.open("rb") as file:
+            header = file.read(_READ_BYTES).replace(b"\r\n", b"\n").partition(b"\n\n")[0]
+        found.update(name.decode(errors="replace") for name in _MESSAGE_ID.findall(header))
+    return found
+
+
 def fates(
     accepted: Collection[str], delivered: Collection[str], bounced: Collection[str], queued: Collection[str]
 ) -> dict[str, MailFate]:

@@ -25,6 +25,14 @@ REFUSED_DOMAIN = "refused.test"  # relayed to the remote MX, whose policy refuse
 ACCEPTED_DOMAIN = "accepted.test"  # relayed to the remote MX, which takes it
 SENDER_DOMAIN = "sender.test"  # of every sender; its bounces go to the home MX
 UNROUTED_DOMAIN = "nowhere.invalid"  # no rule of the target matches: the target itself answers 550
+LOCAL_DOMAINS = {  # delivered by the target itself: into a maildir, or by programs that behave in a certain way
+    "maildir.test": "maildir",
+    "flood.test": "says everything that it is told",
+    "fails.test": "fails",
+    "deaf.test": "does not read",
+    "slow.test": "takes its time",
+}
+LOGIN, PASSWORD = "load", "a password for the load"  # where AUTH is needed
 DEFAULT_SENDER = f"bob@{SENDER_DOMAIN}"
 _ADDRESS = re.compile(r"[!-;=?-~]+@[!-;=?-~]+")
 
@@ -65,6 +73,7 @@ class Step:
     pause_s: float = 0.0  # before it sends
     piece_bytes: int = 0  # sent in pieces of so many bytes, with the pause before each; 0: at once
     accepts: bool = False  # a positive answer takes a message over
+    tls: bool = False  # after the answer comes the handshake (RFC 3207 §4); all that follows is said over TLS
 
     def __post_init__(self) -> None:
         if not set(self.expect) <= set("2345"):
@@ -72,6 +81,7 @@ class Step:
 
 
 End = Literal["quit", "fin", "rst", "silence"]
+Need = Literal["tls", "auth", "local"]  # STARTTLS; … and AUTH for LOGIN with PASSWORD; mail for users of its own
 
 
 @dataclass(frozen=True)
@@ -109,6 +119,10 @@ class Scenario:
     hurry: bool = False  # what the target puts off is tried again at once, until nothing waits
     portion: int | None = None  # the target is drained after every so many units; None: after the whole dose
     memory: bool = True  # the memory phase is worth running
+    needs: tuple[Need, ...] = ()  # what the target must be set up with, beside relaying
+    operations: tuple[str, ...] = ()  # what an operator does while a dose is loaded: one for each unit, in turn
+    nofile: int | None = None  # the target's limit of descriptors
+    users: int | None = None  # mail clients at the same time, where that is the point
     path: str = ""  # the file that it was loaded from; `load` fills it in
 
     def __post_init__(self) -> None:

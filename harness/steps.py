@@ -10,6 +10,7 @@ HELO = Step(f"HELO load.{SENDER_DOMAIN}\r\n".encode())
 RSET = Step(b"RSET\r\n")
 NOOP = Step(b"NOOP\r\n")
 DATA = Step(b"DATA\r\n", expect="3")
+STARTTLS = Step(b"STARTTLS\r\n", tls=True)
 END = Step(b".\r\n", accepts=True)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 import struct
 import time
 from collections.abc import Awaitable
@@ -49,6 +50,8 @@ class _Client:
         self._name = name
         self._outcome = outcome
         self._received = bytearray()
+        self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls: ssl.SSLObject | None = None
 
     async def connect(self, address: tuple[str, int]) -> None:
         await self._timed("CONNECT", self._connected(address))
@@ -71,10 +74,12 @@ class _Client:
         for start in range(0, max(1, len(data)), size):
             if step.pause_s:
                 await asyncio.sleep(step.pause_s)
-            await self._loop.sock_sendall(self._socket, data[start : start + size])
+            await self._send(data[start : start + size])
         if not step.expect:
             return ""
         answer = await self._answer()
+        if step.tls and answer[:1] == "2":
+            await self._handshake()
         if answer[:1] not in step.expect:
             return f"{answer.strip()[:200]} (the scenario expects {'xx or '.join(step.expect)}xx)"
         if step.accepts and answer[:1] == "2":
@@ -99,10 +104,59 @@ class _Client:
         """Say nothing, until the server ends the session or a while has passed."""
         try:
             async with asyncio.timeout(SILENCE_S):
-                while await self._loop.sock_recv(self._socket, ANSWER_BYTES):
+                while await self._receive():
                     pass
         except (TimeoutError, OSError):
             return
+
+    # ---- bytes, with TLS or without
+
+    async def _handshake(self) -> None:
+        """TLS from here on, whatever the certificate. Raises OSError, of which ssl.SSLError is one."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        self._tls = context.wrap_bio(self._in, self._out)
+        while True:
+            try:
+                self._tls.do_handshake()
+            except ssl.SSLWantReadError:
+                await self._flush()
+                await self._fill()
+                continue
+            await self._flush()
+            return
+
+    async def _send(self, data: bytes) -> None:
+        if self._tls is None:
+            await self._loop.sock_sendall(self._socket, data)
+            return
+        self._tls.write(data)
+        await self._flush()
+
+    async def _receive(self) -> bytes:
+        """Some bytes; none at the end."""
+        if self._tls is None:
+            return await self._loop.sock_recv(self._socket, ANSWER_BYTES)
+        while True:
+            try:
+                return self._tls.read(ANSWER_BYTES)
+            except ssl.SSLWantReadError:
+                if not await self._fill():
+                    return b""
+            except ssl.SSLZeroReturnError:
+                return b""
+
+    async def _flush(self) -> None:
+        await self._loop.sock_sendall(self._socket, self._out.read())
+
+    async def _fill(self) -> bool:
+        data = await self._loop.sock_recv(self._socket, ANSWER_BYTES)
+        if data:
+            self._in.write(data)
+        else:
+            self._in.write_eof()
+        return bool(data)
 
     async def _answer(self) -> str:
         """One reply, all its lines (RFC 5321 §4.2). Raises OSError when there is none."""
@@ -114,7 +168,7 @@ class _Client:
                     return line.decode("ascii", "replace")
             if len(self._received) > ANSWER_BYTES:
                 raise OSError("the answer has no end")
-            data = await self._loop.sock_recv(self._socket, ANSWER_BYTES)
+            data = await self._receive()
             if not data:
                 raise OSError("the server closed the connection")
             self._received += data

@@ -42,6 +42,10 @@ class Target(Protocol):
         """Where an agent inside the target answers; None when there is none."""
 
     @property
+    def mailboxes(self) -> Path | None:
+        """Below it are the maildirs that the target delivers into; None when it delivers nothing itself."""
+
+    @property
     def root_pid(self) -> int: ...
 
     @property
@@ -58,6 +62,9 @@ class Target(Protocol):
 
     def hurry(self) -> None:
         """Try everything that waits again now, on every route. Raises TargetError when the target cannot be asked."""
+
+    def operate(self, operation: str) -> None:
+        """Do what an operator does, and wait for it. Raises TargetError for what cannot be done, or is unknown."""
 
     def deaths(self) -> list[Incident]:
         """Processes that ended though nobody asked them to."""

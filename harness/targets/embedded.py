@@ -18,6 +18,8 @@ import psutil
 
 from harness import agent
 from harness.targets import Rest, TargetError
+from harness.targets.facilities import facilities
+from harness.targets.operator import OPERATIONS
 from mta_under_test.ipc.client import ControlClient, ControlError
 from mta_under_test.ipc.messages import Kind
 from reports.record import Incident, Traffic
@@ -38,8 +40,8 @@ _PR_SET_PDEATHSIG = 1
 
 CONFIGURATION = """\
 # Written for this run by Seatbelt.
-listen on 127.0.0.1 port {port}
-action "outbound" relay host smtp://127.0.0.1:{refusing}
+{head}listen on 127.0.0.1 port {port}{listen}
+{rules}action "outbound" relay host smtp://127.0.0.1:{refusing}
 action "home" relay host smtp://127.0.0.1:{home}
 match from any for domain {{ "refused.test", "accepted.test" }} action "outbound"
 match from any for domain "sender.test" action "home"
@@ -61,6 +63,7 @@ class Embedded:
         seed: int = 0,
         port: int = 0,
         nofile: int | None = None,
+        needs: Sequence[str] = (),
         traced: bool = False,
     ) -> None:
         self.version = version
@@ -68,7 +71,9 @@ class Embedded:
         self.spool = directory / "spool"
         self.agent_directory = directory / "agent"
         self.log_path = directory / "smtpd.log"
-        self._configuration = CONFIGURATION.format(port=port, **ports)
+        self.mailboxes: Path | None = None
+        self._ports = {"port": port, **ports}
+        self._needs = tuple(needs)
         self._defects = list(defects)
         self._seed = seed
         self._nofile = nofile
@@ -96,9 +101,13 @@ class Embedded:
         self.agent_directory.chmod(0o1777)  # started by root, the server's processes become another user
         # Not in the run's directory: the path of a unix socket holds 107 bytes (unix(7)), a project's may be longer.
         self._short = tempfile.TemporaryDirectory(prefix="seatbelt-")
+        Path(self._short.name).chmod(0o755)
         self._socket_path = Path(self._short.name) / "smtpd.sock"
         configuration_path = self.directory / "smtpd.conf"
-        configuration_path.write_text(self._configuration)
+        made = facilities(self._needs, self.directory, Path(self._short.name))
+        self.mailboxes = made.mailboxes
+        words = {"head": made.head, "listen": made.listen, "rules": made.rules}
+        configuration_path.write_text(CONFIGURATION.format(**self._ports, **words))
         paths = {"-f": configuration_path, "--spool": self.spool, "--socket": self._socket_path}
         smtpd = ["-d", *(word for option, path in paths.items() for word in (option, str(path)))]
         if self._defects:
@@ -202,6 +211,14 @@ class Embedded:
             self._control.ask(Kind.SCHEDULE, 0)
         except ControlError as error:
             raise TargetError(str(error)) from error
+
+    def operate(self, operation: str) -> None:
+        if operation not in OPERATIONS:
+            raise TargetError(f"no operation called {operation!r}; there is: {', '.join(OPERATIONS)}")
+        try:
+            OPERATIONS[operation](self._socket_path)
+        except (ControlError, OSError) as error:
+            raise TargetError(f"{operation}: {error}") from error
 
     def deaths(self) -> list[Incident]:
         if self._process is None or self._stopping or self._process.poll() is None:
