@@ -22,6 +22,7 @@ from harness.detectors.classes import descriptor_class, listening_ports, unexpla
 from harness.experiment import Cut, Experiment
 from harness.load.process import LoadError
 from harness.plan import Step
+from harness.probes import descriptors
 from harness.remote_mx.process import RemoteMXError
 from harness.targets import TargetError
 from reports.record import Descriptor, Finding, Process, RunRecord, Snapshot
@@ -120,6 +121,11 @@ class SecondLook(Experiment):
         assert self._target.agent_directory is not None
         traces = {process.pid: _trace(self._target.agent_directory, process.pid) for process in last.processes}
         roles = {process.pid: process.role for process in last.processes}
+        for process in last.processes:
+            if process.state != "Z":
+                process.descriptors = descriptors.read(
+                    process.pid
+                )  # with their access modes, which snapshots leave out
         sight = Sight(first, last, {pid: trace for pid, trace in traces.items() if trace is not None}, roles)
         for finding in wanted:
             finding.opened_at = sight.lines(finding, self._target.spool)
