@@ -27,13 +27,13 @@ def session(random: Random, units: int) -> SessionPlan:
 
 SCENARIO = Scenario(
     name="local-delivery",
-    story="Mail for users of the server itself: a maildir, and programs that fail, flood, do not read, take their time.",
+    story="Mail for the server's own users: a maildir, and programs that fail, flood, do not read, take their time.",
     unit="message",
     session=session,
     units_per_session=5,
     needs=("local",),
-    first_dose=10,
-    promises=(Promise("delivered", 60, advice="see in the target's log why mail was not delivered"),),
+    first_dose=20,
+    promises=(Promise("delivered", 120, advice="see in the target's log why mail was not delivered"),),
 )
 
 User = locust_user(SCENARIO)

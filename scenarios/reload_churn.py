@@ -26,8 +26,8 @@ SCENARIO = Scenario(
     units_per_session=5,
     operations=("reload",),
     needs=("tls", "auth"),  # so that there is something to read
-    first_dose=10,
-    promises=(Promise("delivered", 60, advice="see in the target's log why mail was not delivered"),),
+    first_dose=20,
+    promises=(Promise("delivered", 120, advice="see in the target's log why mail was not delivered"),),
 )
 
 User = locust_user(SCENARIO)
