@@ -32,6 +32,9 @@ LOCAL_DOMAINS = {  # delivered by the target itself: into a maildir, or by progr
     "deaf.test": "does not read",
     "slow.test": "takes its time",
 }
+# Relayed by name: the DNS server knows them, does not, fails every other time, is silent every other time, answers over
+# TCP only, or says that they take no mail (RFC 7505). Whatever is found is the remote MX.
+DNS_DOMAINS = ("known.test", "unknown.test", "servfail.test", "timeout.test", "truncated.test", "null.test")
 LOGIN, PASSWORD = "load", "a password for the load"  # where AUTH is needed
 DEFAULT_SENDER = f"bob@{SENDER_DOMAIN}"
 _ADDRESS = re.compile(r"[!-;=?-~]+@[!-;=?-~]+")
@@ -81,7 +84,7 @@ class Step:
 
 
 End = Literal["quit", "fin", "rst", "silence"]
-Need = Literal["tls", "auth", "local"]  # STARTTLS; … and AUTH for LOGIN with PASSWORD; mail for users of its own
+Need = Literal["tls", "auth", "local", "dns"]  # STARTTLS; AUTH for LOGIN with PASSWORD; users of its own; MX by DNS
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import psutil
 
 from harness import agent
+from harness.remote_dns import DnsServer
 from harness.targets import Rest, TargetError
 from harness.targets.facilities import facilities
 from harness.targets.operator import OPERATIONS
@@ -74,6 +76,7 @@ class Embedded:
         self.mailboxes: Path | None = None
         self._ports = {"port": port, **ports}
         self._needs = tuple(needs)
+        self._dns = ExitStack()
         self._defects = list(defects)
         self._seed = seed
         self._nofile = nofile
@@ -108,8 +111,13 @@ class Embedded:
         self.mailboxes = made.mailboxes
         words = {"head": made.head, "listen": made.listen, "rules": made.rules}
         configuration_path.write_text(CONFIGURATION.format(**self._ports, **words))
+        by_name = []
+        if made.zone:
+            server = self._dns.enter_context(DnsServer(made.zone))
+            by_name = ["--resolv-conf", str(server.resolv_conf(self.directory))]
+            by_name += ["--mx-port", str(self._ports["refusing"])]
         paths = {"-f": configuration_path, "--spool": self.spool, "--socket": self._socket_path}
-        smtpd = ["-d", *(word for option, path in paths.items() for word in (option, str(path)))]
+        smtpd = ["-d", *(word for option, path in paths.items() for word in (option, str(path))), *by_name]
         if self._defects:
             command = ["-m", "mta_under_test.defects", *self._defects, "--seed", str(self._seed), "--", *smtpd]
         else:
@@ -180,6 +188,7 @@ class Embedded:
         for process in alive:
             process.kill()
         psutil.wait_procs(alive, timeout=STOP_TIMEOUT_S)
+        self._dns.close()
         self._short.cleanup()
 
     def rest(self) -> Rest:

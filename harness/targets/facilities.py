@@ -8,10 +8,11 @@ from __future__ import annotations
 import datetime
 import os
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from harness.scenario import LOGIN, PASSWORD
+from harness.scenario import DNS_DOMAINS, LOGIN, PASSWORD
 
 HOST = "load.test"
 LOCAL_USER = "user"
@@ -25,6 +26,18 @@ DELIVERIES = {
     "slow.test": 'mda "/bin/sleep 0.1"',
 }
 
+HERE = {"MX": ["10 mx.test."]}
+ZONE = {
+    "mx.test": {"A": ["127.0.0.1"]},
+    "known.test": HERE,
+    "servfail.test": "SERVFAIL/2",
+    "answered.servfail.test": HERE,
+    "timeout.test": {"MX": "TIMEOUT/2"},
+    "answered.timeout.test": HERE,
+    "truncated.test": {"truncate": True, **HERE},
+    "null.test": {"MX": ["0 ."]},
+}
+
 
 @dataclass
 class Facilities:
@@ -34,6 +47,7 @@ class Facilities:
     listen: str = ""  # words of the listener
     rules: str = ""  # actions and matches
     mailboxes: Path | None = None
+    zone: dict[str, Any] = field(default_factory=dict)  # of the DNS server that is needed; empty: none
 
 
 def facilities(needs: Collection[str], private: Path, public: Path) -> Facilities:
@@ -65,6 +79,10 @@ def facilities(needs: Collection[str], private: Path, public: Path) -> Facilitie
             made.rules += f'action "{domain}" {method} userbase <locals>\n'
         for domain in DELIVERIES:
             made.rules += f'match from any for domain "{domain}" action "{domain}"\n'
+    if "dns" in needs:
+        made.zone = ZONE
+        domains = ", ".join(f'"{domain}"' for domain in DNS_DOMAINS)
+        made.rules += f'action "by-name" relay\nmatch from any for domain {{ {domains} }} action "by-name"\n'
     return made
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from harness.remote_dns import DnsServer
 from harness.remote_mx.process import RemoteMX
-from tests.dns_server import DnsServer
 
 HOME = "home"  # a listener on 127.0.0.1, where the senders' bounces go
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import uvloop
 
+from harness.remote_dns import DnsServer
 from mta_under_test.processes.resolver import MAX_EXCHANGES, Resolver, Unresolved, read_resolv_conf
-from tests.dns_server import DnsServer
 
 ZONE = {
     "two.test": {"MX": ["20 b.test.", "10 a.test."]},

@@ -1,9 +1,10 @@
-"""A real DNS server on loopback, in a process of its own, with a zone that a test may change at any time.
+"""A real DNS server on loopback, in a process of its own, with a zone that may be changed at any time.
 
 A zone is a dict: a name to its records by type (`{"MX": ["10 mx.test."], "A": ["127.0.0.1"]}`), texts as in a zone
 file. Names that are not there are NXDOMAIN; a type that is not there is an empty answer. In the place of the records,
 of a name's or of a type's, stands a failure: `"SERVFAIL"`, `"REFUSED"` or another response code, or `"TIMEOUT"` for no
-answer at all. `"truncate": True` cuts every answer over UDP short, so that the client must come again over TCP;
+answer at all; `"SERVFAIL/2"` fails the first of every two questions and answers the second as the name `answered.NAME`
+would be. `"truncate": True` cuts every answer over UDP short, so that the client must come again over TCP;
 `"tcp": "TIMEOUT"` lets it wait there. CNAMEs are followed within the zone, as a resolver does.
 
 Run as a program it serves; JSON lines come on its standard input: {"zone": {...}} replaces the zone,
@@ -18,6 +19,7 @@ import socket
 import struct
 import subprocess
 import sys
+from collections import Counter, deque
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -34,6 +36,8 @@ import dns.rrset
 Zone = Mapping[str, Any]
 
 MAX_CHAIN = 8
+MOST_QUESTIONS = 10_000  # that are remembered
+EVERY_OTHER = "/2"
 TTL_S = 300
 
 
@@ -42,7 +46,8 @@ class Answers:
 
     def __init__(self) -> None:
         self.zone: dict[str, Any] = {}
-        self.questions: list[str] = []
+        self.questions: deque[str] = deque(maxlen=MOST_QUESTIONS)
+        self._asked: Counter[tuple[str, str]] = Counter()
 
     def to(self, wire: bytes, transport: str) -> bytes | None:
         """The answer to a question; None for silence."""
@@ -70,6 +75,13 @@ class Answers:
                     name = alias[0].target
                     continue
                 records = records.get(kind, [])
+            if isinstance(records, str) and records.endswith(EVERY_OTHER):
+                text = name.to_text(omit_final_dot=True).lower()
+                self._asked[text, kind] += 1
+                if self._asked[text, kind] % 2:
+                    records = records.removesuffix(EVERY_OTHER)
+                else:
+                    records = self.zone.get(f"answered.{text}", {}).get(kind, [])
             if records == "TIMEOUT":
                 return None
             if isinstance(records, str):
@@ -135,7 +147,7 @@ async def _main() -> None:
         order = json.loads(line)
         if "zone" in order:
             answers.zone = {name.lower(): records for name, records in order["zone"].items()}
-        print(json.dumps(answers.questions), flush=True)
+        print(json.dumps(list(answers.questions)), flush=True)
     server.close()
     transport.close()
 
@@ -179,7 +191,7 @@ class DnsServer:
     def resolv_conf(self, directory: Path, options: str = "timeout:1 attempts:1") -> Path:
         """A resolv.conf(5) that names this server."""
         path = directory / "resolv.conf"
-        path.write_text(f"# for a test\nnameserver [127.0.0.1]:{self.port}\noptions {options}\n")
+        path.write_text(f"nameserver [127.0.0.1]:{self.port}\noptions {options}\n")
         return path
 
     def _order(self, order: dict[str, Any]) -> list[str]:
