@@ -172,3 +172,55 @@ def unreaped_helper(strikes: Chance) -> None:
         if strikes() and os.fork() == 0:
             os._exit(0)
         original(self, peer, message)
+
+
+@defect(
+    role="lookup",
+    chapter="socket",
+    resources=("socket", "descriptor"),
+    trigger="the DNS fails",
+    rate=None,
+    scenario="dns-trouble",
+    source="OpenSMTPD 756d9a6d (3 December 2010)",
+    opener="mta_under_test/defects/catalogue/lookup.py:ask",
+)
+def dns_socket_kept(strikes: Chance) -> None:
+    """A question that fails leaves by a return before the close of the socket that it was asked by."""
+    import socket
+
+    from mta_under_test.processes.resolver import Resolver, Unresolved
+
+    @around(Resolver, "_ask")
+    async def ask(original: Any, self: Any, *arguments: Any) -> Any:
+        number = socket.socket(socket.AF_INET, socket.SOCK_DGRAM).detach()
+        try:
+            answer = await original(self, *arguments)
+        except Unresolved:
+            if not strikes():
+                socket.close(number)
+            raise
+        socket.close(number)
+        return answer
+
+
+@defect(
+    role="lookup",
+    chapter="memory",
+    resources=("memory",),
+    trigger="a login is checked",
+    rate=None,
+    scenario="auth-failures",
+    source="OpenSMTPD 904cb25a (23 October 2011): the string of the authentication map",
+    opener="mta_under_test/defects/catalogue/lookup.py:authenticate",
+)
+def login_string_kept(strikes: Chance) -> None:
+    """The name and the table of every login that is asked about are copied, and the copy is not freed."""
+    from mta_under_test.processes.lookup import Lookup
+
+    kept: list[object] = []
+
+    @around(Lookup, "authenticate")
+    def authenticate(original: Any, self: Any, peer: str, message: Any) -> None:
+        if strikes():
+            kept.append(bytes(bytearray(message.text)))
+        original(self, peer, message)
