@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from types import ModuleType
-from typing import Literal
+from typing import Literal, get_args
 
 from reports.record import Promise, Work
 
@@ -136,6 +136,10 @@ class Scenario:
         ):
             if value is not None and value < 1:
                 raise ValueError(f"scenario {self.name}: {field} is {value}; it must be at least 1")
+        for need in self.needs:
+            if need not in get_args(Need):
+                known = ", ".join(get_args(Need))
+                raise ValueError(f"scenario {self.name}: no target has {need!r}; there is {known}")
         for promise in self.promises:
             if promise.what not in Work.__struct_fields__:
                 known = ", ".join(Work.__struct_fields__)

@@ -32,7 +32,8 @@ class Run:
         self.target: Embedded | None = None
 
         def make(where: Path, ports: dict[str, int]) -> Embedded:
-            self.target = Embedded(where, ports, version="test", defects=defects, seed=options.seed)
+            setting = {"nofile": scenario.nofile, "needs": scenario.needs}
+            self.target = Embedded(where, ports, version="test", defects=defects, seed=options.seed, **setting)
             return self.target
 
         self.experiment = Experiment(scenario, make, directory, options, lambda text, *_: self.on_progress(text))
@@ -169,13 +170,34 @@ def test_an_interrupt_keeps_what_is_known(tmp_path: Path) -> None:
     assert [dose.units for dose in record.doses] == [20, 20]
 
 
-@pytest.mark.parametrize("name", ["tempfail-retry", "bounce-storm", "abort-at-every-state"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tempfail-retry",
+        "bounce-storm",
+        "abort-at-every-state",
+        "control-churn",
+        "reload-churn",
+        "starttls-failures",
+        "auth-failures",
+        "local-delivery",
+        "backlog",
+        "descriptor-famine",
+        "dns-trouble",
+    ],
+)
 def test_mail_that_hurts_in_other_ways_leaves_nothing_either(tmp_path: Path, name: str) -> None:
     scenario = replace(scenarios.load(name), promises=())
     record = Run(tmp_path, scenario, Options(profile=COUNTS))()
     assert record.verdict == "clean", [finding.message for finding in record.findings] + record.reasons
     assert (record.work.lost, record.work.queued) == (0, 0)
     assert record.work.sessions > 0
+
+
+def test_an_operation_that_cannot_be_done_is_told(tmp_path: Path) -> None:
+    record = Run(tmp_path, replace(rejected(), operations=("dance",)), Options(profile=COUNTS))()
+    assert record.verdict == "inconclusive"
+    assert any("no operation called 'dance'" in reason for reason in record.reasons)
 
 
 def test_a_target_that_does_not_come_to_rest_is_a_finding(tmp_path: Path) -> None:

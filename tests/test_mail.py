@@ -7,7 +7,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.mail import fates, in_spool
+from harness.mail import fates, in_maildirs, in_spool
 from mta_under_test.spool.journaled import JournaledSpool
 from mta_under_test.wire import dsn
 from mta_under_test.wire.envelope import Envelope, encode
@@ -61,3 +61,15 @@ def test_a_journal_answers_for_what_has_no_file_yet(tmp_path: Path) -> None:
     assert spool.forget()
     assert in_spool(tmp_path) == set()
     spool.close()
+
+
+def test_maildirs_answer_for_what_was_delivered_into_them(tmp_path: Path) -> None:
+    for user, name, text in (
+        ("bob", "1", b"Subject: s\nMessage-ID: <five@test>\n\nMessage-ID: <body@test>\n"),
+        ("eve", "2", b"Message-Id: <six@test>\r\n\r\n"),
+    ):
+        directory = tmp_path / user / "Maildir" / "new"
+        directory.mkdir(parents=True)
+        (directory / name).write_bytes(text)
+    assert in_maildirs(tmp_path) == {"five@test", "six@test"}
+    assert in_maildirs(tmp_path / "nowhere") == set()

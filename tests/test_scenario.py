@@ -142,6 +142,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         ({"units_per_session": 0}, "units_per_session is 0"),
         ({"portion": 0}, "portion is 0"),
         ({"first_dose": -1}, "first_dose is -1"),
+        ({"needs": ("wings",)}, "no target has 'wings'; there is tls, auth"),
         ({"promises": (Promise("happiness", 1),)}, "nobody counts the promised 'happiness'"),
     ],
 )
