@@ -8,17 +8,18 @@ from __future__ import annotations
 import os
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
 from harness.probes import processes
 from harness.probes.snapshot import inspect
+from harness.probes.twins import Holder, twins
 from reports.record import Descriptor, Process
 
-COLUMNS = ("ROLE", "PID", "FD", "KIND", "STATE/FLAGS", "DEVICE", "INODE", "NAME")
+COLUMNS = ("ROLE", "PID", "FD", "KIND", "STATE/FLAGS", "DEVICE", "INODE", "TWINS", "NAME")
 SUMMARY_COLUMNS = ("ROLE", "KIND", "COUNT", "DELETED")
-RIGHT_ALIGNED = frozenset({"PID", "FD", "DEVICE", "INODE", "COUNT", "DELETED"})
+RIGHT_ALIGNED = frozenset({"PID", "FD", "DEVICE", "INODE", "TWINS", "COUNT", "DELETED"})
 
 _ACCESS = {os.O_RDONLY: "r", os.O_WRONLY: "w", os.O_RDWR: "rw"}
 _FLAGS = {
@@ -47,6 +48,7 @@ class Row(msgspec.Struct, frozen=True):
     deleted: bool
     local: str
     peer: str
+    twins: list[str]  # pid/fd of the others that are the same open file: duplicated, inherited or passed
 
 
 class SummaryRow(msgspec.Struct, frozen=True):
@@ -68,7 +70,8 @@ def run(pid: int, as_json: bool, summary: bool, tree: bool = True) -> int:
         return _refuse(unreadable[0])
     for problem in unreadable:
         print(f"seatbelt: {problem}", file=sys.stderr)
-    rows = [_row(process, descriptor) for process in found for descriptor in process.descriptors]
+    same = twins(found)
+    rows = [_row(process, descriptor, same) for process in found for descriptor in process.descriptors]
     if as_json:
         answer: Sequence[Row] | Sequence[SummaryRow] = summarized(rows) if summary else rows
         print(msgspec.json.format(msgspec.json.encode(answer), indent=2).decode())
@@ -96,7 +99,7 @@ def _refuse(reason: str) -> int:
     return 2
 
 
-def _row(process: Process, descriptor: Descriptor) -> Row:
+def _row(process: Process, descriptor: Descriptor, same: Mapping[Holder, Sequence[Holder]]) -> Row:
     return Row(
         role=process.role,
         pid=process.pid,
@@ -110,6 +113,7 @@ def _row(process: Process, descriptor: Descriptor) -> Row:
         deleted=descriptor.deleted,
         local=descriptor.local,
         peer=descriptor.peer,
+        twins=[f"{other.pid}/{other.fd}" for other in same.get(Holder(process.pid, descriptor.fd), ())],
     )
 
 
@@ -134,6 +138,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         row.state or ",".join(row.flags),
         row.device,
         str(row.inode),
+        str(len(row.twins) or "-"),
         name.translate(_VISIBLE),
     )
 

@@ -144,7 +144,7 @@ def test_lines_for_grep_have_one_descriptor_each(tmp_path: Path, capsys: pytest.
     with holds_everything(tmp_path) as holder:
         assert run(holder.pid, as_json=False, summary=False) == 0
         lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["ROLE", "PID", "FD", "KIND", "STATE/FLAGS", "DEVICE", "INODE", "NAME"]
+    assert lines[0].split() == ["ROLE", "PID", "FD", "KIND", "STATE/FLAGS", "DEVICE", "INODE", "TWINS", "NAME"]
     assert [int(line.split()[2]) for line in lines[1:]] == sorted([0, 1, 2, *holder.held.values()])
 
 
