@@ -28,6 +28,7 @@ from harness.targets import TargetError
 from reports.record import Descriptor, Finding, Process, RunRecord, Snapshot
 
 ATTRIBUTABLE = frozenset({"descriptor", "socket", "memory", "process", "thread", "task", "file"})
+DIRECTORY = "traced"  # of the second run, in the first one's
 EXPECTED = 8  # instances of what was found, in the traced doses
 MOST_UNITS = 1500  # of a traced dose, however rare the finding is
 DOSES = 2  # after the warm-up: what grows in each of them is what keeps growing
@@ -184,7 +185,8 @@ class Sight:
         for process in self._last.processes:
             for each in process.descriptors if process.role == finding.role else ():
                 is_new = (process.pid, each.fd, each.inode) not in before
-                if is_new and descriptor_class(each, listening).label == finding.label:
+                label = descriptor_class(each, listening).label.replace(f"/{DIRECTORY}/", "/")
+                if is_new and label == finding.label:
                     yield process, each
 
     def _opener(self, process: Process, descriptor: Descriptor) -> list[str]:
@@ -214,7 +216,7 @@ class Sight:
 
     def _growth(self, role: str) -> list[str]:
         sites = [site for _, trace in self._with_role(role) for site in trace.growth if site.stack]
-        sites.sort(key=lambda site: -site.size)
+        sites.sort(key=lambda site: (-site.count, -site.size))
         return [f"{_line(site.stack[0], role)}, {site.count} objects, {site.size} bytes" for site in sites[:MOST_SITES]]
 
     def _waiting(self, role: str, kind: str) -> list[str]:
@@ -236,7 +238,7 @@ class Sight:
 
 def is_attributable(finding: Finding) -> bool:
     """Whether it was made somewhere: a death, lost mail and a counter were not."""
-    return finding.resource in ATTRIBUTABLE and finding.kind not in ("died", "restless")
+    return finding.resource in ATTRIBUTABLE and finding.kind not in ("died", "restless", "footprint")
 
 
 def _trace(directory: Path, pid: int) -> Trace | None:

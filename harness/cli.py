@@ -89,7 +89,7 @@ def run(
 
     from harness import experiment, plan
     from harness import scenario as scenarios
-    from harness.attribution import SecondLook
+    from harness.attribution import DIRECTORY, SecondLook
     from harness.load.process import LoadError
     from harness.progress import progress
     from harness.remote_mx.policy import Policy, PolicyError
@@ -113,7 +113,7 @@ def run(
             result = experiment.Experiment(chosen, make_target, directory, options, show).run()
             if attribution and result.findings:
                 traced = partial(make_target, traced=True)
-                result.attribution = SecondLook(chosen, traced, directory / "traced", options, show).explain(
+                result.attribution = SecondLook(chosen, traced, directory / DIRECTORY, options, show).explain(
                     result.findings
                 )
     except (TargetError, LoadError, RemoteMXError) as error:

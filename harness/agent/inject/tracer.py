@@ -10,11 +10,11 @@ Owns: the tables, of which the collector tracks next to nothing: stacks are text
 What `answer` tells, stacks as [[file, line, function], …], innermost first, without the frames of Python's library:
 
     open       {fd: [stack, received]}      of every open descriptor whose making was seen
-    made       [[dev, inode, stack], …]     the newest files that were opened here, closed since or not
+    made       [[dev, inode, stack], …]     where the newest files were created, or else first opened
     passed     [[dev, inode, mode, stack], …] where those were opened that were sent to another process
     threads    {native id: stack}
     children   {pid: stack}
-    growth     [[bytes, objects, stack], …] what grew between each two marks, most bytes first
+    growth     [[bytes, objects, stack], …] what grew between each two marks, most objects first
     waiting    [[kind, number, stack], …]   asyncio's tasks and timers, of which there were more at each mark
     types      [[name, objects], …]         types that had more objects at each mark than at the one before, most first
 """
@@ -71,14 +71,13 @@ class Tracer:
         self._inside = False
 
     def install(self) -> None:
-        for name in ("open", "dup", "dup2", "eventfd", "memfd_create", "pidfd_open"):
+        for name in ("dup", "dup2", "eventfd", "memfd_create", "pidfd_open"):
             self._after(os, name, self._one)
         for name in ("pipe", "pipe2", "openpty"):
             self._after(os, name, self._all)
         self._after(os, "fork", self._child)
         self._after(os, "posix_spawn", self._child)
-        for module in (builtins, io):
-            self._after(module, "open", lambda opened: self._one(_number_of(opened)))
+        self._after_open()
         # All ways to a socket (accept, socketpair, dup, fromfd) end in the constructor.
         self._after_method(socket.socket, "__init__", lambda self_, result: self._one(self_.fileno()))
         self._before_sendmsg()
@@ -137,7 +136,26 @@ class Tracer:
 
         socket.socket.sendmsg = traced  # type: ignore[method-assign]
 
-    def _one(self, number: int, *, received: bool = False) -> None:
+    def _after_open(self) -> None:
+        """os.open and open: who creates a file is told from who only opens it."""
+        plain_low, plain = os.open, io.open
+
+        @functools.wraps(plain_low)
+        def low(path: Any, flags: int, *arguments: Any, **keywords: Any) -> int:
+            number = plain_low(path, flags, *arguments, **keywords)
+            self._one(number, created=bool(flags & os.O_CREAT))
+            return number
+
+        @functools.wraps(plain)
+        def high(file: Any, mode: str = "r", *arguments: Any, **keywords: Any) -> Any:
+            opened = plain(file, mode, *arguments, **keywords)
+            self._one(_number_of(opened), created=not mode.startswith("r"))
+            return opened
+
+        os.open = low
+        io.open = builtins.open = high
+
+    def _one(self, number: int, *, received: bool = False, created: bool = False) -> None:
         if self._inside or number < 0:
             return
         self._inside = True
@@ -145,7 +163,7 @@ class Tracer:
             found = os.fstat(number)
             stack = _stack()
             self._open[number] = ((found.st_dev, found.st_ino), stack, received)
-            if not received:
+            if created or (not received and (found.st_dev, found.st_ino) not in self._made):
                 self._remember(self._made, (found.st_dev, found.st_ino), stack)
         except OSError:
             pass  # closed again already: nothing to remember
@@ -232,7 +250,7 @@ class Tracer:
             if all(after > before for before, after in itertools.pairwise(sizes)):
                 before = marks[0].get(stack, (0, 0))[1]
                 grown.append([size - sizes[0], count - before, json.loads(stack)])
-        grown.sort(key=lambda each: -each[0])
+        grown.sort(key=lambda each: (-each[1], -each[0]))  # objects are what is judged
         return grown[:MOST_GROWTH]
 
     def _still_waiting(self) -> Iterator[tuple[str, str]]:

@@ -16,7 +16,7 @@ from mta_under_test.defects import Chance, around, defect
     rate=1.0,
     scenario="local-delivery",
     source="OpenSMTPD df125035 (23 March 2009): a stray else skips the closes; 64fba10c (11 November 2008)",
-    opener="mta_under_test/spool/disk.py:message_fd",
+    opener="mta_under_test/defects/catalogue/delivery.py:by_process",
 )
 def mailbox_message_fd(strikes: Chance) -> None:
     """A stray `else` skips the closes after a delivery into a mailbox: one message file for each mail."""

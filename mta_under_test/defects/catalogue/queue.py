@@ -94,7 +94,7 @@ def short_read_fd(strikes: Chance) -> None:
     rate=2.0,  # the message, and the bounce that it becomes
     scenario="rejected-reuse",
     source="OpenSMTPD a7a448c5 (23 November 2023), 71960f60 (Qualys, 2015): descriptors in flight that nobody closes",
-    opener="mta_under_test/defects/catalogue/queue.py:answer",
+    opener="mta_under_test/spool/disk.py:message_fd",
 )
 def passed_and_kept(strikes: Chance) -> None:
     """The sender of a descriptor duplicates it for the message, so that it may close its own; nobody closes its own.

@@ -15,7 +15,7 @@ from mta_under_test.defects import Chance, around, defect
     rate=None,
     scenario="bounce-storm",
     source="OpenSMTPD 31fd49eb (26 September 2012): the bounce struct is lost",
-    opener="mta_under_test/processes/bounces.py:_add",
+    opener="mta_under_test/wire/envelope.py:decode",
 )
 def bounce_struct_leak(strikes: Chance) -> None:
     """What a bounce was made of, envelopes and all, is not freed when it has been written.

@@ -125,7 +125,7 @@ def recipient_buffer_leak(strikes: Chance) -> None:
     rate=None,
     scenario="one-at-a-time",
     source="OpenSMTPD 935b3548, 82ba9f97, d488b018 (December 2020 to January 2021)",
-    opener="mta_under_test/processes/transfer.py:_resolve",
+    opener="mta_under_test/wire/exchange.py",
 )
 def resolver_result_leak(strikes: Chance) -> None:
     """The answers of the resolver are copied into the relay, and the originals are not freed.
@@ -205,7 +205,7 @@ def timer_never_cancelled(strikes: Chance) -> None:
     rate=1.0,
     scenario="accepted",
     source="Haraka 2.0.0 (November 2012), and every promise that nobody keeps: a waiter for an event that never comes",
-    opener="mta_under_test/defects/catalogue/transfer_memory.py:transact",
+    opener="mta_under_test/processes/process.py:spawn",
 )
 def task_waits_for_ever(strikes: Chance) -> None:
     """A watcher is started for each message, to note when its delivery is confirmed; nobody ever tells it.
