@@ -35,7 +35,7 @@ def passes():
     os.close(number)
     kept.append((one, other, socket.recv_fds(other, 1, 1)))
 def closes():
-    os.close(os.open(sys.argv[1], os.O_RDONLY))
+    os.close(os.open(sys.argv[1] + ".new", os.O_CREAT | os.O_WRONLY))
 def starts_a_thread():
     threading.Thread(target=threading.Event().wait, daemon=True).start()
 def starts_a_child():
