@@ -41,10 +41,9 @@ def envelope_refcount_leak(strikes: Chance) -> None:
     resources=("memory",),
     trigger="the last held envelope of a relay is released",
     rate=None,
-    scenario="rejected-reuse",
+    scenario="backlog",
     source="OpenSMTPD 5d7cb952 (6 October 2013)",
     difficulty="slow",
-    profile="standard",
     opener="mta_under_test/processes/scheduler.py:hold",
 )
 def hold_queue_leak(strikes: Chance) -> None:
