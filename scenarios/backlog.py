@@ -12,7 +12,6 @@ from harness.load import locust_user
 from harness.scenario import ACCEPTED_DOMAIN, DEFAULT_SENDER, Message, Scenario, SessionPlan
 from reports.record import Promise
 
-
 PILE = 60  # messages: more than a relay takes at once, so that scheduler must hold some back
 
 
