@@ -14,9 +14,6 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 if TYPE_CHECKING:
-    from functools import partial
-
-    from harness.targets.embedded import Embedded
     from reports.record import RunRecord
 
 CLEAN, FINDING, USAGE, INCONCLUSIVE = 0, 1, 2, 3
@@ -46,7 +43,6 @@ class ProfileName(enum.StrEnum):
     soak = "soak"
 
 
-TARGETS = {"embedded": "the MTA of this repository, with --defect to re-open a historical bug"}
 RESOURCES = {
     "descriptor": "files, pipes, event descriptors; by identity, at rest",
     "socket": "TCP, UDP and unix sockets, by state and peer",
@@ -95,18 +91,26 @@ def run(
     from harness.remote_mx.policy import Policy, PolicyError
     from harness.remote_mx.process import RemoteMXError
     from harness.targets import TargetError
+    from harness.targets.choice import Settings, choose
     from reports.record import RecordError
 
     try:
         chosen = scenarios.load(scenario)
         if mx is not None:
             Policy.parse(mx)
+        settings = Settings(
+            seed=seed,
+            port=port,
+            nofile=nofile or chosen.nofile,
+            needs=chosen.needs,
+            defects=tuple(defect or ()),
+        )
+        make_target = choose(target, settings)
         directory = _run_directory(runs, chosen.name)
         if record is not None:
             _check_writable(record)
-    except (scenarios.ScenarioError, PolicyError, OSError) as error:
+    except (scenarios.ScenarioError, PolicyError, TargetError, OSError) as error:
         fail(error)
-    make_target, defects = _target(target, defect or [], seed, port, nofile or chosen.nofile, chosen.needs)
     options = experiment.Options(profile=plan.PROFILES[profile], users=users, seed=seed, units=sessions, refuses=mx)
     try:
         with progress(quiet=quiet, verbose=verbose) as show:
@@ -121,7 +125,6 @@ def run(
     except KeyboardInterrupt:
         typer.echo("seatbelt: interrupted before the first dose; nothing is left running", err=True)
         raise typer.Exit(INCONCLUSIVE) from None
-    result.target.defects = defects
     result.command = _command(sys.argv[1:], seed)
     try:
         kept = _keep(result, directory, record)
@@ -129,26 +132,6 @@ def run(
         fail(error)
     _print(result, kept, quiet=quiet)
     raise typer.Exit(EXIT_STATUS[result.verdict])
-
-
-def _target(
-    name: str, defect: list[str], seed: int, port: int, nofile: int | None, needs: tuple[str, ...]
-) -> tuple[partial[Embedded], list[str]]:
-    from functools import partial
-
-    from harness import __version__
-    from harness.targets.embedded import Embedded
-    from mta_under_test.defects import DefectError, parse
-
-    if name not in TARGETS:
-        fail(f"no target called {name!r}. There is: {', '.join(TARGETS)}")
-    try:
-        defects = [str(parse(text)) for text in defect]
-    except DefectError as error:
-        fail(error)
-
-    make = partial(Embedded, version=__version__, defects=defects, seed=seed, port=port, nofile=nofile, needs=needs)
-    return make, defects
 
 
 def _run_directory(runs: Path, scenario: str) -> Path:
@@ -228,6 +211,8 @@ def list_(what: Annotated[Listing, typer.Argument(help="what to list")] = Listin
 
             rows = {name: defects.load(name).story for name in defects.names()}
         case Listing.targets:
+            from harness.targets.choice import TARGETS
+
             rows = TARGETS
         case Listing.resources:
             rows = RESOURCES

@@ -43,7 +43,7 @@ SAMPLE_HZ = 10.0
 REFUSING, HOME = "refusing", "home"
 
 Progress = Callable[[str, int, int], None]  # what happens now, units done, units planned so far
-MakeTarget = Callable[[Path, dict[str, int]], Target]  # given its directory and the remote MX's ports
+MakeTarget = Callable[[Path, dict[str, int]], Target]  # given its directory and the remote MX's ports by name
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ class Experiment:
     def _blank(self, began: datetime) -> RunRecord:
         return RunRecord(
             scenario=self.scenario.name,
-            target=TargetInfo(name=self._target.name, version=self._target.version),
+            target=TargetInfo(self._target.name, self._target.version, list(self._target.defects)),
             seatbelt=__version__,
             began=began.isoformat(timespec="seconds"),
             seed=self.options.seed,

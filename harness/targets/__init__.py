@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -32,6 +33,10 @@ class Target(Protocol):
 
     @property
     def version(self) -> str: ...
+
+    @property
+    def defects(self) -> Sequence[str]:
+        """Bugs that were re-opened in it on purpose."""
 
     @property
     def spool(self) -> Path | None:

@@ -77,7 +77,7 @@ class Embedded:
         self._ports = {"port": port, **ports}
         self._needs = tuple(needs)
         self._dns = ExitStack()
-        self._defects = list(defects)
+        self.defects = list(defects)
         self._seed = seed
         self._nofile = nofile
         self._traced = traced
@@ -118,8 +118,8 @@ class Embedded:
             by_name += ["--mx-port", str(self._ports["refusing"])]
         paths = {"-f": configuration_path, "--spool": self.spool, "--socket": self._socket_path}
         smtpd = ["-d", *(word for option, path in paths.items() for word in (option, str(path))), *by_name]
-        if self._defects:
-            command = ["-m", "mta_under_test.defects", *self._defects, "--seed", str(self._seed), "--", *smtpd]
+        if self.defects:
+            command = ["-m", "mta_under_test.defects", *self.defects, "--seed", str(self._seed), "--", *smtpd]
         else:
             command = ["-m", "mta_under_test.smtpd", *smtpd]
         with self.log_path.open("wb") as log:

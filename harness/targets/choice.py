@@ -1,0 +1,63 @@
+"""Which target a run is given: its name and its settings, checked before anything starts.
+
+A target's own module is imported when it is chosen, not before: `seatbelt --help` need not know how each one starts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+from harness import __version__
+from harness.targets import Target, TargetError
+
+TARGETS = {"embedded": "the MTA of this repository, with --defect to re-open a historical bug"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What the command line and the scenario ask of a target, whichever it is."""
+
+    seed: int = 0
+    port: int = 0  # 0: any free one
+    nofile: int | None = None  # limit of descriptors
+    needs: tuple[str, ...] = ()  # of the scenario
+    defects: tuple[str, ...] = ()  # NAME or NAME:P
+
+
+class MakeTarget(Protocol):
+    """Given its directory and the remote MX's ports by name; `traced`: it shall remember where it opens things."""
+
+    def __call__(self, directory: Path, ports: dict[str, int], *, traced: bool = False) -> Target: ...
+
+
+def choose(name: str, settings: Settings) -> MakeTarget:
+    """Raises TargetError for a target that there is not, and for settings that it cannot have."""
+    if name not in _MAKERS:
+        raise TargetError(f"no target called {name!r}. There is: {', '.join(TARGETS)}")
+    return _MAKERS[name](settings)
+
+
+def _embedded(settings: Settings) -> MakeTarget:
+    from harness.targets.embedded import Embedded
+    from mta_under_test.defects import DefectError, parse
+
+    try:
+        defects = [str(parse(text)) for text in settings.defects]
+    except DefectError as error:
+        raise TargetError(str(error)) from error
+    return partial(
+        Embedded,
+        version=__version__,
+        defects=defects,
+        seed=settings.seed,
+        port=settings.port,
+        nofile=settings.nofile,
+        needs=settings.needs,
+    )
+
+
+_MAKERS: dict[str, Callable[[Settings], MakeTarget]] = {"embedded": _embedded}
