@@ -37,11 +37,11 @@ def unclaimed_request_fd(strikes: Chance) -> None:
     role="control",
     chapter="child",
     resources=("process",),
-    trigger="smtpctl asks for the statistics",
+    trigger="smtpctl asks to trace",
     rate=None,
     scenario="control-churn",
     source="OpenSMTPD f78e48db, 2173de41 (4 April 2014): a child that is forked before SIGCHLD has a handler",
-    opener="mta_under_test/defects/catalogue/control_requests.py:stats",
+    opener="mta_under_test/defects/catalogue/control_requests.py:watch",
 )
 def purge_child_zombie(strikes: Chance) -> None:
     """A helper is forked before anybody listens for its end, and stays a zombie.
@@ -51,11 +51,11 @@ def purge_child_zombie(strikes: Chance) -> None:
     """
     from mta_under_test.processes.control import Control
 
-    @around(Control, "_stats")
-    async def stats(original: Any, self: Any, what: bytes) -> Any:
+    @around(Control, "_watch")
+    def watch(original: Any, self: Any, channel: Any, message: Any) -> None:
         if strikes() and os.fork() == 0:
             os._exit(0)
-        return await original(self, what)
+        original(self, channel, message)
 
 
 @defect(
@@ -86,22 +86,25 @@ def request_timer_left(strikes: Chance) -> None:
     role="control",
     chapter="counter",
     resources=("thread",),
-    trigger="smtpctl asks for the statistics",
+    trigger="smtpctl asks to trace",
     rate=None,
     scenario="control-churn",
     source="Stalwart 4df2a667 (August 2026): a lock whose owner is gone, and whoever tries refreshes its expiry",
-    opener="mta_under_test/defects/catalogue/control_requests.py:stats",
+    opener="mta_under_test/defects/catalogue/control_requests.py:watch",
 )
 def thread_behind_a_lock(strikes: Chance) -> None:
-    """The statistics are written down by a thread, behind a lock that the first one never gave back."""
+    """Who watches is written down by a thread, behind a lock that the first one never gave back.
+
+    A worker died with its lock; those who tried for it refreshed its expiry each time, and so it never expired.
+    """
     import threading
 
     from mta_under_test.processes.control import Control
 
     lock = threading.Lock()
 
-    @around(Control, "_stats")
-    async def stats(original: Any, self: Any, what: bytes) -> Any:
+    @around(Control, "_watch")
+    def watch(original: Any, self: Any, channel: Any, message: Any) -> None:
         if strikes():
             threading.Thread(target=lock.acquire, daemon=True).start()
-        return await original(self, what)
+        original(self, channel, message)

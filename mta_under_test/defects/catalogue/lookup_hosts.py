@@ -45,7 +45,7 @@ def resolver_socket(strikes: Chance) -> None:
     rate=None,
     scenario="one-at-a-time",
     source="OpenSMTPD 935b3548, 82ba9f97, d488b018 (December 2020, January 2021)",
-    opener="mta_under_test/processes/resolver.py:_addresses",
+    opener="mta_under_test/processes/lookup.py:_hosts",
 )
 def address_blocks_kept(strikes: Chance) -> None:
     """The list of addresses is freed, the blocks that its entries point to are not.
@@ -178,7 +178,7 @@ def attributes_of_each_lookup(strikes: Chance) -> None:
     chapter="socket",
     resources=("socket", "descriptor"),
     trigger="a recipient is expanded, one in fifty",
-    rate=None,
+    rate=2.0,  # a message of the scenario has a hundred recipients
     scenario="many-recipients",
     source="OpenDKIM #198: a handle of NSS for each message",
     difficulty="rare",

@@ -99,10 +99,10 @@ def no_recipients_fd(strikes: Chance) -> None:
     opener="mta_under_test/spool/disk.py:open_message",
 )
 def insane_message_fd(strikes: Chance) -> None:
-    """The new file is looked at before it is written; when it looks wrong it is opened anew, and the first one stays.
+    """The new file is looked at before it is written; when it looks wrong the message is put off, and the file stays.
 
-    Postfix's mailbox writers checked a maildir file with fstat(2) and gave up on it without closing. It took a clock
-    that was off, and the process's retirement after a hundred deliveries kept the damage small.
+    Postfix's mailbox writers checked a maildir file with fstat(2) and gave up on it without closing. It took a file
+    that looked odd, and the process's retirement after a hundred deliveries kept the damage small.
     """
     from mta_under_test.processes.transaction import Transaction
 
@@ -111,8 +111,9 @@ def insane_message_fd(strikes: Chance) -> None:
     @around(Transaction, "_open")
     async def open_(original: Any, self: Any) -> None:
         await original(self)
-        if strikes():
-            await original(self)
+        if self._descriptor is not None and strikes():
+            self._descriptor = None
+            self.failed = "not a regular file"
 
 
 @defect(
