@@ -13,7 +13,7 @@ from mta_under_test.defects import Chance, around, defect
     chapter="pipe",
     resources=("descriptor",),
     trigger="smtpctl asks what another process answers",
-    rate=None,
+    rate=0.25,  # two of the eight operations of the scenario
     scenario="control-churn",
     source="OpenSMTPD a7a448c5 (23 November 2023): a passed descriptor that no handler claims",
     opener="mta_under_test/defects/catalogue/control_requests.py:request",
@@ -38,7 +38,7 @@ def unclaimed_request_fd(strikes: Chance) -> None:
     chapter="child",
     resources=("process",),
     trigger="smtpctl asks to trace",
-    rate=None,
+    rate=0.375,  # three of the eight operations of the scenario
     scenario="control-churn",
     source="OpenSMTPD f78e48db, 2173de41 (4 April 2014): a child that is forked before SIGCHLD has a handler",
     opener="mta_under_test/defects/catalogue/control_requests.py:watch",
@@ -87,7 +87,7 @@ def request_timer_left(strikes: Chance) -> None:
     chapter="counter",
     resources=("thread",),
     trigger="smtpctl asks to trace",
-    rate=None,
+    rate=0.375,  # three of the eight operations of the scenario
     scenario="control-churn",
     source="Stalwart 4df2a667 (August 2026): a lock whose owner is gone, and whoever tries refreshes its expiry",
     opener="mta_under_test/defects/catalogue/control_requests.py:watch",

@@ -150,7 +150,7 @@ def listener_closed_with_session(strikes: Chance) -> None:
     chapter="pipe",
     resources=("descriptor",),
     trigger="the client ends other than by QUIT",
-    rate=None,
+    rate=1.0,
     scenario="abort-at-every-state",
     source="Postfix 20080826: the epoll descriptor of an event loop",
     opener="mta_under_test/defects/catalogue/smtp_sockets.py:run",
