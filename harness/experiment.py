@@ -83,6 +83,7 @@ class Experiment:
         self._accepted: set[str] = set()
         self._tallies: list[Tally] = []
         self._ledger = LedgerReport()
+        self._rest = Rest()  # after the last portion of a dose
         self._epoch = time.monotonic()
         self._probe_cpu_s = 0.0
 
@@ -190,9 +191,14 @@ class Experiment:
         dose = Dose(units=step.units, phase=step.phase, round=step.round, began=self._clock())
         label = {"warm-up": "warming up", "count": "dose", "memory": f"memory round {step.round + 1}"}[step.phase]
         self._progress(f"{label}: {step.units} x {self.scenario.unit}", self._units_done, self._units_planned)
-        tallies = [self._load_portion(number, first, units) for first, units in self._portions(step.units)]
+        self._rest = Rest()
+        tallies: list[Tally] = []
+        for first, units in self._portions(step.units):
+            tallies.append(self._load_portion(number, first, units))
+            if self._rest.busy:
+                break  # what did not come to rest now will not after the next portion
         dose.ended = self._clock()
-        rest = self._quiescence.wait()
+        rest = self._rest if self._rest.busy else self._quiescence.wait()
         dose.drained_s = self._clock() - dose.ended
         dose.rested = not rest.busy
         dose.snapshot = self._snapshot(rest)
@@ -230,7 +236,7 @@ class Experiment:
             text = f"{tally.unfinished} sessions of dose {number + 1} ended early{errors}"
             raise Cut(Incident(kind="load", text=text, at=self._clock(), dose=number))
         if self.scenario.portion is not None:
-            self._quiescence.wait(polls=1)
+            self._rest = self._quiescence.wait(polls=1)
         return tally
 
     @contextmanager

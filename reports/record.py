@@ -58,6 +58,7 @@ class AgentReading(msgspec.Struct, frozen=True, omit_defaults=True):
     objects: int = 0  # containers that the collector tracks
     tasks: int = 0  # of asyncio
     timers: int = 0  # of asyncio's or uvloop's loop, that will still fire
+    heap: int = 0  # bytes that malloc(3) has given out, Python's small objects apart; 0 where it cannot be told
 
 
 class Process(msgspec.Struct, omit_defaults=True):

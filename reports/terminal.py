@@ -23,7 +23,7 @@ MAX_EXAMPLES = 3
 MAX_DOSES = 7  # that fit beside each other
 COLOURS = {"leak": "bold red", "clean": "bold green", "inconclusive": "bold yellow"}
 NOT_KEPT = frozenset({"died", "lost", "duplicated", "restless", "footprint"})  # findings that are failures, not leaks
-NOUNS = {"python objects": "Python objects", "private dirty": "bytes of private memory"}
+NOUNS = {"python objects": "Python objects", "heap": "bytes of heap", "private dirty": "bytes of private memory"}
 FATES = ("delivered", "bounced", "queued", "lost", "duplicated")
 
 

@@ -11,6 +11,10 @@ metric for each unit of work, with its standard error (`slopes`).
   event: without its largest single step at least half of it remains. The first round alone can never be a LEAK.
 - else INCONCLUSIVE: another round is needed. The first decision stands.
 
+Where the agent answers, the bytes that malloc has given out are judged beside the objects: a buffer that grows adds no
+object. They can accuse, and ask for another round when they look as if they grew; that they are not proven still does
+not keep a run from being clean.
+
 Error rates: half of the run's alpha is for memory, divided by the number of roles judged; round k (from 1) spends
 2^-k of that, so the number of rounds need not be known. Measured by tests/detectors/test_detect_growth.py at alpha
 0.01, 8 roles, five rounds of 16 x 50 units doubling, level noise of 8 kB: no LEAK in 6 x 480 leak-free series (flat,
@@ -51,6 +55,7 @@ class Metric:
 
 
 OBJECTS = Metric("python objects", "Python objects", "Python objects", 0.02, 1)
+HEAP = Metric("heap", "heap in use", "bytes of heap", 16.0, 16)
 PRIVATE_DIRTY = Metric("private dirty", "private memory", "bytes of private memory", 16.0, 4096)
 
 
@@ -79,6 +84,7 @@ class _Decision:
     slopes: list[Slope]
     chance: float = 1.0  # of a false alarm this strong, over all rounds and roles
     smallest_visible: float = 0.0
+    suspected: bool = False  # inconclusive, and it seems to grow
 
 
 def decided(record: RunRecord) -> bool:
@@ -94,11 +100,13 @@ def judge(record: RunRecord) -> Judged:
     if not rounds:
         return Judged(reasons=["memory was not judged: no memory round was finished"], decided=False)
     levels: list[Level] = []
+    beside: list[Level] = []
     tested: list[Tested] = []
     for role in sorted({process.role for dose in _doses(rounds) for process in _living(dose)}):
         level = _level(role, rounds)
         if isinstance(level, Level):
             levels.append(level)
+            beside += _heap_beside(level, rounds)
         else:
             tested.append(
                 Tested(
@@ -112,14 +120,23 @@ def judge(record: RunRecord) -> Judged:
                 )
             )
     work = _cumulative_work(rounds)
-    alpha = record.judgement.alpha * ALPHA_SHARE / max(1, len(levels))
+    share = max(1, len(levels) + len(beside))
+    alpha = record.judgement.alpha * ALPHA_SHARE / share
     findings: list[Finding] = []
     undecided = False
     for level in levels:
-        decision = _decide(level, work, alpha, len(levels))
+        decision = _decide(level, work, alpha, share)
         undecided = undecided or decision.verdict == "inconclusive"
         tested.append(_tested(record, level, decision, work))
         if decision.verdict == "leak":
+            findings.append(_finding(record, rounds, level, decision))
+    accused = {finding.role for finding in findings}
+    for level in beside:
+        decision = _decide(level, work, alpha, share)
+        undecided = undecided or (decision.suspected and level.role not in accused)
+        if decision.verdict != "inconclusive":
+            tested.append(_tested(record, level, decision, work))
+        if decision.verdict == "leak" and level.role not in accused:  # the objects that grow are told already
             findings.append(_finding(record, rounds, level, decision))
     reasons = [
         f"memory of {each.role}: {each.reason}"
@@ -162,6 +179,22 @@ def _level(role: str, rounds: Sequence[Sequence[Dose]]) -> Level | str:
         for doses in rounds
     ]
     return Level(role, [pid for pid, _ in identities[0]], metric, values)
+
+
+def _heap_beside(level: Level, rounds: Sequence[Sequence[Dose]]) -> list[Level]:
+    """The heap of a role whose objects are counted; nothing where a C library does not tell it."""
+    if level.metric is not OBJECTS:
+        return []
+    values = [
+        [
+            sum(process.agent.heap for process in _living(dose) if process.role == level.role and process.agent)
+            for dose in doses
+        ]
+        for doses in rounds
+    ]
+    if not all(value for values_of_round in values for value in values_of_round):
+        return []
+    return [Level(level.role, level.pids, HEAP, [[float(value) for value in each] for each in values])]
 
 
 def _doses(rounds: Sequence[Sequence[Dose]]) -> list[Dose]:
@@ -226,7 +259,14 @@ def _decide(level: Level, work: Sequence[Sequence[float]], alpha: float, roles: 
         if t > t_leak and rest.per_unit >= KEPT_WITHOUT_STEP * now.per_unit:
             chance = min(1.0, student_tail(t, now.freedom) * 2**number * roles)
             return _Decision("leak", number, slopes, chance, visible)
-    return _Decision("inconclusive", len(slopes) - 1, slopes, smallest_visible=visible)
+    surely = now.per_unit - student_quantile(CLEAN_LEVEL, now.freedom) * now.error
+    return _Decision(
+        "inconclusive",
+        len(slopes) - 1,
+        slopes,
+        smallest_visible=visible,
+        suspected=surely > level.metric.least,
+    )
 
 
 def _interval(last: Slope) -> tuple[float, float]:
@@ -284,7 +324,10 @@ def _finding(record: RunRecord, rounds: Sequence[Sequence[Dose]], level: Level, 
         survivors=[round(level.values[number][-1] - level.values[number][0]) for number in judged],
         message=f"{level.role} grows by {last.per_unit:.3g} {noun} for each {unit}, and it does not fade: {by_round}",
         advice=(
-            f"Look for what {level.role} adds to a dictionary, list or cache for each {unit} and never takes out; "
+            f"Look for a buffer, string or foreign library's structure in {level.role} that grows with each {unit}: "
+            "the number of Python objects does not grow."
+            if level.metric is HEAP
+            else f"Look for what {level.role} adds to a dictionary, list or cache for each {unit} and never takes out; "
             "a descriptor or session that is kept, if one is reported too, keeps its memory with it."
         ),
     )

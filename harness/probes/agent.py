@@ -36,6 +36,7 @@ class _Answer(msgspec.Struct):
     objects: int
     tasks: int
     timers: int
+    heap: int = 0
 
 
 def ask(directory: Path, pids: Iterable[int], timeout_s: float = TIMEOUT_S) -> Answers:
@@ -109,7 +110,7 @@ def _reading(directory: Path, pid: int, request: int) -> AgentReading | None:
         return None
     if answer.request != request:
         return None
-    return AgentReading(answer.blocks, answer.objects, answer.tasks, answer.timers)
+    return AgentReading(answer.blocks, answer.objects, answer.tasks, answer.timers, answer.heap)
 
 
 def _lives(pid: int) -> bool:

@@ -151,7 +151,9 @@ class Smtp(Process):
                 loop.remove_reader(sock.fileno())
 
     def _accept_again(self) -> None:
-        self._retry = None
+        if self._retry is not None:
+            self._retry.cancel()  # a session ended before the pause was over
+            self._retry = None
         self._accept_on()
 
     def _accept(self, listener: Listener, sock: socket.socket) -> None:

@@ -312,3 +312,25 @@ def test_tasks_and_timers_are_counted_but_not_cancelled_ones(tmp_path: Path, pol
         line(process)
         reading = probe.ask(tmp_path, [process.pid]).readings[process.pid]
     assert (reading.tasks, reading.timers) == (4, 4)  # main() is a task too
+
+
+BUFFER = """
+held = bytearray()
+print(flush=True)
+while True:
+    held += bytes(int(input()))
+    print(flush=True)
+"""
+
+
+def test_a_buffer_that_grows_is_seen_in_the_heap_and_adds_no_object(tmp_path: Path) -> None:
+    with python("-c", BUFFER, env=agent.environment(tmp_path)) as process:
+        line(process)
+        before = probe.ask(tmp_path, [process.pid]).readings[process.pid]
+        assert process.stdin is not None
+        process.stdin.write("1000000\n")
+        process.stdin.flush()
+        line(process)
+        after = probe.ask(tmp_path, [process.pid]).readings[process.pid]
+    assert 1_000_000 <= after.heap - before.heap <= 1_300_000  # a bytearray keeps an eighth in reserve
+    assert abs(after.blocks - before.blocks) <= 3

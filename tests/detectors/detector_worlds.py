@@ -186,9 +186,17 @@ MEMORY_WORLDS: dict[str, Level] = {
 
 
 def memory_record(
-    levels: dict[str, np.ndarray], units: Sequence[int], *, objects: bool = False, role_pid: int = 200
+    levels: dict[str, np.ndarray],
+    units: Sequence[int],
+    *,
+    objects: bool = False,
+    heaps: dict[str, np.ndarray] | None = None,
+    role_pid: int = 200,
 ) -> RunRecord:
-    """A record of the memory phase alone: for each role its level at each of 16 rests a round of `units` a dose."""
+    """A record of the memory phase alone: for each role its level at each of 16 rests a round of `units` a dose.
+
+    `heaps`: bytes that malloc has given out beside the objects, where there is an agent.
+    """
     record = blank(memory=True)
     for index in range(16 * len(units)):
         processes = []
@@ -196,7 +204,8 @@ def memory_record(
             process = idle_process(role, role_pid + number)
             value = float(level[index])
             if objects:
-                process.agent = AgentReading(blocks=100_000 + round(value))
+                heap = 8_000_000 + round(float(heaps[role][index])) if heaps else 0
+                process.agent = AgentReading(blocks=100_000 + round(value), heap=heap)
             process.memory = Memory(private_dirty=25_000_000 + round(value / 4096) * 4096)
             processes.append(process)
         record.doses.append(

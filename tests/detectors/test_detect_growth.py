@@ -75,6 +75,49 @@ def test_an_object_kept_for_each_unit_is_named_with_its_rate() -> None:
     assert judged.decided
 
 
+def with_heap(objects_level: np.ndarray, heap: np.ndarray, units: tuple[int, ...], seed: int = 1) -> growth.Judged:
+    """Two roles: `transfer` with these levels, `queue` at rest."""
+    random = np.random.default_rng(seed)
+    rest = np.zeros(len(heap))
+    levels = {role: noise(random, len(heap), scale=1.4) for role in ("transfer", "queue")}
+    heaps = {role: noise(random, len(heap), scale=200) for role in levels}
+    levels["transfer"] = levels["transfer"] + objects_level + rest
+    heaps["transfer"] = heaps["transfer"] + heap
+    return growth.judge(memory_record(levels, units, objects=True, heaps=heaps))
+
+
+def test_a_buffer_that_grows_without_an_object_is_found_by_the_heap() -> None:
+    units = (20, 40, 80)
+    judged = with_heap(np.zeros(48), cumulative(units) * 3000.0, units)
+    [finding] = judged.findings
+    assert (finding.role, finding.kind) == ("transfer", "heap")
+    assert finding.low < 3000 < finding.high
+
+
+def test_a_heap_that_seems_to_grow_asks_for_another_round() -> None:
+    units = (20,)
+    assert not with_heap(np.zeros(16), cumulative(units) * 3000.0, units).decided
+    assert with_heap(np.zeros(16), np.zeros(16), units).decided
+
+
+def test_objects_that_grow_are_one_finding_though_their_bytes_grow_too() -> None:
+    units = (20, 40)
+    work = cumulative(units)
+    [finding] = with_heap(work * 1.0, work * 900.0, units).findings
+    assert finding.kind == "python objects"
+
+
+@pytest.mark.parametrize("world", MEMORY_WORLDS)
+def test_no_heap_is_accused_where_there_is_no_leak(world: str) -> None:
+    accused = 0
+    for seed in range(RUNS):
+        random = np.random.default_rng(seed)
+        judged = with_heap(np.zeros(len(WORK)), MEMORY_WORLDS[world](random, WORK), UNITS, seed)
+        accused += len(judged.findings)
+        assert not judged.reasons  # that the heap is not proven still is nothing against the run
+    assert accused <= 2
+
+
 def test_the_first_round_alone_is_never_a_leak() -> None:
     judged = objects(5 * cumulative((20,)), (20,))
     assert by_role(judged)["transfer"] == "inconclusive"

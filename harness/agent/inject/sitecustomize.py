@@ -26,6 +26,7 @@ class _Agent:
         self._directory = directory
         self._tell = tell  # the tracer's, in a traced run
         self._number = number
+        self._heap = _heap_meter()
         self._answering = False
         self._kept = -1  # a descriptor of the directory, once its path may be out of reach
         self._kept_identity = (0, 0)
@@ -101,8 +102,9 @@ class _Agent:
         objects, tasks, timers = _census()
         if self._tell is not None:
             self._write(".trace", self._tell())  # before the answer: who reads that finds this
-        told = b'{"request": %b, "blocks": %d, "objects": %d, "tasks": %d, "timers": %d}'
-        self._write(".json", told % (request, blocks, objects, tasks, timers))
+        heap = self._heap() if self._heap is not None else 0
+        told = b'{"request": %b, "blocks": %d, "objects": %d, "tasks": %d, "timers": %d, "heap": %d}'
+        self._write(".json", told % (request, blocks, objects, tasks, timers, heap))
         self._answered = request
 
     def _write(self, suffix: str, data: bytes) -> None:
@@ -131,6 +133,35 @@ def _census() -> tuple[int, int, int]:
         elif kind.__name__ == "TimerHandle" and kind.__module__ in ("asyncio.events", "uvloop.loop"):
             timers += not one.cancelled()
     return len(objects), tasks, timers
+
+
+def _heap_meter() -> Callable[[], int] | None:
+    """What tells the bytes that malloc(3) has given out: buffers and other objects over 512 bytes, and libraries'.
+
+    Python's small objects are not among them, they have arenas of their own. None where the C library cannot tell.
+    """
+    try:
+        import ctypes
+    except ImportError:
+        return None
+
+    class Mallinfo2(ctypes.Structure):  # mallinfo(3), of glibc 2.33
+        _fields_ = [
+            (name, ctypes.c_size_t)
+            for name in "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()  # noqa: SIM905
+        ]
+
+    mallinfo2 = getattr(ctypes.CDLL(None), "mallinfo2", None)
+    if mallinfo2 is None:
+        return None
+    mallinfo2.restype = Mallinfo2
+
+    def in_use() -> int:
+        info = mallinfo2()
+        return int(info.uordblks + info.hblkhd)
+
+    in_use()  # what the first call leaves behind is there from the start
+    return in_use
 
 
 def _read(path: str, directory: int | None = None) -> bytes:

@@ -67,30 +67,6 @@ def address_blocks_kept(strikes: Chance) -> None:
 
 @defect(
     role="lookup",
-    chapter="counter",
-    resources=("task", "process", "counter", "mail"),
-    trigger="transfer asks for a host",
-    rate=None,
-    scenario="one-at-a-time",
-    source="Stalwart 4df2a667 (August 2026); maddy 5730400 (2 June 2020)",
-)
-def resolver_slot_leak(strikes: Chance) -> None:
-    """Thirty-two questions may be asked at once, and none gives its place back: the thirty-third waits for ever.
-
-    A worker took a lock, and whatever happened to the worker, nothing released it; those who came later waited, and
-    waiting made the lock last. Mail stays in the queue, and no process is at fault.
-    """
-    from mta_under_test.processes.lookup import Lookup
-
-    @around(Lookup, "_hosts")
-    async def hosts(original: Any, self: Any, *arguments: Any) -> None:
-        await original(self, *arguments)
-        if strikes():
-            await self._few.acquire()
-
-
-@defect(
-    role="lookup",
     chapter="socket",
     resources=("socket", "descriptor"),
     trigger="a recipient that no rule takes",

@@ -9,41 +9,6 @@ from mta_under_test.defects import Chance, around, defect
 
 @defect(
     role="smtp",
-    chapter="memory",
-    resources=("memory",),
-    trigger="the answer to the end of data comes when the client has gone",
-    rate=None,
-    scenario="abort-at-every-state",
-    source="OpenSMTPD b38a91e4 (22 October 2013): an answer for a session that is gone",
-    profile="standard",  # one aborted session in thirteen leaves an answer
-    opener="mta_under_test/processes/process.py:_handle",
-)
-def late_answer_kept(strikes: Chance) -> None:
-    """An answer arrives for a session that is gone: nobody waits for it, and nobody frees it.
-
-    The handler looked the session up in the tree, did not find it, and returned without freeing the message. It takes
-    a client that leaves between its last word and the answer.
-    """
-    from mta_under_test.processes.smtp import Smtp
-    from mta_under_test.processes.smtp_session import Session
-
-    unclaimed: list[object] = []
-
-    @around(Session, "_end_of_data")
-    async def end_of_data(original: Any, self: Any) -> Any:
-        reply = await original(self)
-        if self.stream._ended and strikes():
-            unclaimed.append(self.smtp.last_answer)
-        return reply
-
-    @around(Smtp, "_settle")
-    def settle(original: Any, self: Any, answer: Any) -> None:
-        self.last_answer = answer
-        original(self, answer)
-
-
-@defect(
-    role="smtp",
     chapter="child",
     resources=("task", "memory"),
     trigger="any session ends",
@@ -120,36 +85,6 @@ def buffer_of_each_message(strikes: Chance) -> None:
         if before is not None and strikes():
             lost.append(before)
         return await original(self, event)
-
-
-@defect(
-    role="smtp",
-    chapter="memory",
-    resources=("memory",),
-    trigger="a transaction that is given up",
-    rate=None,
-    scenario="rset-storm",
-    source="Postfix 20030104: a leak in vstream that `puzzled me for more than a year`",
-    difficulty="slow",
-    profile="standard",
-)
-def four_bytes_a_transaction(strikes: Chance) -> None:
-    """The ids of messages that were never sent are noted, four bytes each, in one array that nobody empties.
-
-    No object is added and no block: one array is now and then moved to a larger place. Wietse Venema looked for a leak
-    like it for more than a year.
-    """
-    from array import array
-
-    from mta_under_test.processes.transaction import MessageIds
-
-    noted = array("I")
-
-    @around(MessageIds, "remove")
-    def remove(original: Any, self: Any, msgid: int) -> None:
-        if strikes():
-            noted.append(msgid)
-        original(self, msgid)
 
 
 @defect(

@@ -90,63 +90,6 @@ def reserve_given_back_twice(strikes: Chance) -> None:
 
 @defect(
     role="smtp",
-    chapter="counter",
-    resources=("counter", "task"),
-    trigger="the client vanishes without QUIT",
-    rate=None,
-    scenario="abort-at-every-state",
-    source="maddy 5730400 (2 June 2020); OpenSMTPD b9624c88 (September 2015): legitimate sessions turned away",
-)
-def source_limit_token(strikes: Chance) -> None:
-    """The limit for each source is not given back for a session that is aborted; this source is turned away for ever.
-
-    maddy took a token of the concurrency limit when a transaction began and returned it when it was committed. The
-    hundredth client that vanishes is the last one that is let in. (Clients of this machine are counted, here.)
-    """
-    from mta_under_test.processes import admission
-    from mta_under_test.processes.smtp_session import Session
-
-    @around(admission, "is_counted")
-    def is_counted(original: Any, source: str) -> bool:
-        return bool(source)
-
-    @around(Session, "_greet_and_serve")
-    async def greet_and_serve(original: Any, self: Any) -> None:
-        await original(self)
-        if self.stream._ended and strikes():
-            self.smtp.admission.enter_from(self.source)  # what `leave_from` is about to give back stays taken
-
-
-@defect(
-    role="smtp",
-    chapter="socket",
-    resources=("process", "counter", "task"),
-    trigger="a client vanishes during its transaction, one time in fifty",
-    rate=None,
-    scenario="abort-at-every-state",
-    source="OpenSMTPD c9b19904 (May 2009), 02825516 (March 2011): what is shared is closed by one of its users",
-    difficulty="wrong way",
-    probability=0.02,
-)
-def listener_closed_with_session(strikes: Chance) -> None:
-    """A session that is torn down drops its reference of the listener twice: the last reference, and it is closed.
-
-    The process lives, its sessions go on, and nobody can connect any more. Every gauge says that all is well.
-    """
-    from mta_under_test.processes.smtp_session import Session
-
-    @around(Session, "run")
-    async def run(original: Any, self: Any, *arguments: Any) -> None:
-        await original(self, *arguments)
-        if self.stream._ended and strikes():
-            self.smtp._accept_off()
-            for _, sock in self.smtp._listening:
-                sock.close()
-            self.smtp._listening.clear()
-
-
-@defect(
-    role="smtp",
     chapter="pipe",
     resources=("descriptor",),
     trigger="the client ends other than by QUIT",
@@ -175,36 +118,3 @@ def event_loop_of_a_session(strikes: Chance) -> None:
         await original(self, *arguments)
         if getattr(self, "says_goodbye", False) or not strikes():
             os.close(loop)
-
-
-@defect(
-    role="smtp",
-    chapter="exhaustion",
-    resources=("socket", "descriptor"),
-    trigger="a client is turned away because there is no room, one time in a hundred",
-    rate=None,
-    scenario="descriptor-famine",
-    source="OpenSMTPD 5e79ee30 (December 2009), dabbad4f (July 2012)",
-    difficulty="rare",
-    probability=0.01,  # each time, all descriptors would be gone in the warm-up, and nothing would grow any more
-    opener="mta_under_test/processes/smtp.py:_accept_one",
-)
-def refused_greeting_socket(strikes: Chance) -> None:
-    """Who is turned away is told so, and the connection is not closed: fewer and fewer can be let in.
-
-    The connection was accepted so that it could be refused, and the refusal returned before the close.
-    """
-    import socket
-
-    from mta_under_test.processes import smtp
-
-    kept: list[socket.socket] = []
-
-    @around(smtp, "turn_away")
-    def turn_away(original: Any, connection: socket.socket, farewell: bytes) -> None:
-        if strikes():
-            connection.setblocking(False)
-            connection.send(farewell)
-            kept.append(connection)
-        else:
-            original(connection, farewell)
