@@ -268,6 +268,18 @@ def compare(
 
 
 @app.command()
+def repro(
+    record: Annotated[Path, typer.Argument(metavar="RECORD.json")],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE.py")] = Path("repro.py"),
+    finding: Annotated[int, typer.Option(min=1, help="number of the finding, as the report counts them")] = 1,
+) -> None:
+    """Write a stand-alone script that shows one finding again: status 1 while the leak is there, 0 when it is gone."""
+    from harness import reproducing
+
+    raise typer.Exit(reproducing.run(record, finding, output))
+
+
+@app.command()
 def fds(
     pid: Annotated[int, typer.Argument(min=1, help="of any process; its children are shown too")],
     json: Annotated[bool, typer.Option("--json", help="as JSON")] = False,
