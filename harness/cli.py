@@ -76,6 +76,9 @@ def run(
     nofile: Annotated[int | None, typer.Option(min=32, help="descriptor limit of the target")] = None,
     record: Annotated[Path | None, typer.Option(metavar="FILE.json", help="write the run record there too")] = None,
     runs: Annotated[Path, typer.Option(metavar="DIR", help="where run directories are kept")] = Path("runs"),
+    baseline: Annotated[
+        Path | None, typer.Option(metavar="FILE.toml", help="known findings, which do not fail")
+    ] = None,
     attribution: Annotated[bool, typer.Option(help="after a finding, a traced run that tells where it began")] = True,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="print the verdict's line only")] = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="print what happens, line by line")] = False,
@@ -92,9 +95,13 @@ def run(
     from harness.remote_mx.process import RemoteMXError
     from harness.targets import TargetError
     from harness.targets.choice import Settings, choose
+    from reports.baseline import BaselineError
+    from reports.baseline import load as load_baseline
     from reports.record import RecordError
 
     try:
+        if baseline is not None:
+            load_baseline(baseline)  # an hour of load is too long a way to a typing error
         chosen = scenarios.load(scenario)
         if mx is not None:
             Policy.parse(mx)
@@ -109,7 +116,7 @@ def run(
         directory = _run_directory(runs, chosen.name)
         if record is not None:
             _check_writable(record)
-    except (scenarios.ScenarioError, PolicyError, TargetError, OSError) as error:
+    except (scenarios.ScenarioError, PolicyError, TargetError, BaselineError, OSError) as error:
         fail(error)
     options = experiment.Options(profile=plan.PROFILES[profile], users=users, seed=seed, units=sessions, refuses=mx)
     try:
@@ -131,6 +138,13 @@ def run(
     except RecordError as error:
         fail(error)
     _print(result, kept, quiet=quiet)
+    if baseline is not None:
+        from harness import comparing
+
+        try:
+            raise typer.Exit(comparing.settle(baseline, result, quiet=quiet))
+        except BaselineError as error:
+            fail(error)
     raise typer.Exit(EXIT_STATUS[result.verdict])
 
 
@@ -235,6 +249,34 @@ def score(
     from harness.score import command
 
     raise typer.Exit(command.run(only, clean, jobs, seed, record, html, keep))
+
+
+@app.command()
+def compare(
+    old: Annotated[Path, typer.Argument(metavar="OLD.json")],
+    new: Annotated[Path, typer.Argument(metavar="NEW.json")],
+    baseline: Annotated[
+        Path | None, typer.Option(metavar="FILE.toml", help="known findings, which do not fail")
+    ] = None,
+    accept: Annotated[str | None, typer.Option(metavar="REASON", help="write NEW's findings to the baseline")] = None,
+    until: Annotated[str | None, typer.Option(metavar="DATE", help="last day of --accept, as 2027-01-31")] = None,
+) -> None:
+    """Two run records: what leaks more, what leaks less, what costs more; status 1 when something got worse."""
+    from harness import comparing
+
+    raise typer.Exit(comparing.run(old, new, baseline, accept, until))
+
+
+@app.command()
+def repro(
+    record: Annotated[Path, typer.Argument(metavar="RECORD.json")],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE.py")] = Path("repro.py"),
+    finding: Annotated[int, typer.Option(min=1, help="number of the finding, as the report counts them")] = 1,
+) -> None:
+    """Write a stand-alone script that shows one finding again: status 1 while the leak is there, 0 when it is gone."""
+    from harness import reproducing
+
+    raise typer.Exit(reproducing.run(record, finding, output))
 
 
 @app.command()

@@ -31,15 +31,29 @@ from harness.probes.sampler import Sampler
 from harness.quiescence import Quiescence
 from harness.remote_mx.ledger import LedgerReport, ListenerReport
 from harness.remote_mx.process import RemoteMX, RemoteMXError
-from harness.scenario import Scenario
+from harness.scenario import Scenario, SessionPlan
 from harness.targets import CountsTraffic, Rest, Target, TargetError
-from reports.record import Dose, Host, Incident, Judgement, RunRecord, Snapshot, TargetInfo, Work
+from reports.record import (
+    Conditions,
+    Dose,
+    Host,
+    Incident,
+    Judgement,
+    PlannedMessage,
+    PlannedSession,
+    PlannedStep,
+    RunRecord,
+    Snapshot,
+    TargetInfo,
+    Work,
+)
 
 REST_TIMEOUT_S = 30.0
 DOSE_TIMEOUT_S = 120.0
 DEATH_SHOWS_S = 1.0
 DEATH_POLL_S = 0.02
 SAMPLE_HZ = 10.0
+DIALOGUE_SESSIONS = 40  # at the most, that the record keeps
 REFUSING, HOME = "refusing", "home"
 
 Progress = Callable[[str, int, int], None]  # what happens now, units done, units planned so far
@@ -165,7 +179,24 @@ class Experiment:
                 memory=self._memory,
             ),
             promises=[msgspec.structs.replace(promise) for promise in self.scenario.promises],
+            dialogue=self._dialogue(),
+            conditions=Conditions(
+                refuses=self._refuses,
+                hold_backlog=self.scenario.hold_backlog,
+                hurry=self.scenario.hurry,
+                portion=self.scenario.portion,
+                needs=list(self.scenario.needs),
+                operations=list(self.scenario.operations),
+                nofile=self.scenario.nofile,
+            ),
         )
+
+    def _dialogue(self) -> list[PlannedSession]:
+        """What is said in the first sessions of a run: enough to hold one like it elsewhere."""
+        units = min(self._plan.first_dose, DIALOGUE_SESSIONS * self.scenario.units_per_session)
+        plan = self.scenario.plan(self.options.seed, 0, units)
+        each = self.scenario.units_per_session
+        return [planned(session, min(each, units - first)) for first, session in plan.items()]
 
     # ---- the phases
 
@@ -338,6 +369,24 @@ class Experiment:
         work.delivered, work.bounced = found.count("delivered"), found.count("bounced")
         work.queued, work.lost = found.count("queued"), found.count("lost")
         work.duplicated = len(ledger.duplicated)
+
+
+def planned(session: SessionPlan, units: int) -> PlannedSession:
+    """A session's plan as the record has it."""
+    return PlannedSession(
+        units=units,
+        messages=[
+            PlannedMessage(each.sender, list(each.recipients), list(each.refused), each.size_bytes)
+            for each in session.messages
+        ],
+        steps=[
+            PlannedStep(
+                step.send.decode("latin-1"), step.expect, step.pause_s, step.piece_bytes, step.accepts, step.tls
+            )
+            for step in session.steps
+        ],
+        end=session.end,
+    )
 
 
 def work_of(tallies: Sequence[Tally], before: LedgerReport, after: LedgerReport) -> Work:

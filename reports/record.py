@@ -258,6 +258,47 @@ class Judgement(msgspec.Struct):
     memory: bool = True  # whether memory is judged at all
 
 
+class PlannedStep(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One thing that a raw client did: what it sent, and which answer it awaited."""
+
+    send: str = ""  # bytes, each as the character of the same number (Latin-1)
+    expect: str = "2"  # first digits that the answer may begin with; "" awaits none
+    pause_s: float = 0.0
+    piece_bytes: int = 0
+    accepts: bool = False
+    tls: bool = False
+
+
+class PlannedMessage(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One transaction."""
+
+    sender: str
+    recipients: list[str]  # the target accepts these
+    refused: list[str] = []  # the target itself refuses these
+    size_bytes: int = 2048
+
+
+class PlannedSession(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One inbound session: messages, or the steps of a raw client."""
+
+    units: int
+    messages: list[PlannedMessage] = []
+    steps: list[PlannedStep] = []
+    end: Literal["quit", "fin", "rst", "silence"] = "quit"
+
+
+class Conditions(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What stood around the dialogue while it was held."""
+
+    refuses: str = ""  # policy of the remote MX
+    hold_backlog: bool = False  # the remote MX greeted nobody during a dose
+    hurry: bool = False
+    portion: int | None = None  # units after which the target was drained
+    needs: list[str] = []  # what the target was set up with
+    operations: list[str] = []  # what an operator did meanwhile
+    nofile: int | None = None
+
+
 class RunRecord(msgspec.Struct):
     scenario: str
     target: TargetInfo
@@ -272,6 +313,8 @@ class RunRecord(msgspec.Struct):
     judgement: Judgement = msgspec.field(default_factory=Judgement)
     work: Work = msgspec.field(default_factory=Work)
     promises: list[Promise] = msgspec.field(default_factory=list)
+    dialogue: list[PlannedSession] = msgspec.field(default_factory=list)  # the first sessions of the first dose
+    conditions: Conditions = msgspec.field(default_factory=Conditions)
     doses: list[Dose] = msgspec.field(default_factory=list)
     findings: list[Finding] = msgspec.field(default_factory=list)
     attribution: str = ""  # how `opened_at` of the findings was found, or why it was not
