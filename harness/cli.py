@@ -75,6 +75,9 @@ def run(
     port: Annotated[int, typer.Option(min=0, max=65535, help="of the target; 0: any free one")] = 0,
     nofile: Annotated[int | None, typer.Option(min=32, help="descriptor limit of the target")] = None,
     record: Annotated[Path | None, typer.Option(metavar="FILE.json", help="write the run record there too")] = None,
+    html: Annotated[Path | None, typer.Option(metavar="FILE.html", help="write the report as a page")] = None,
+    junit: Annotated[Path | None, typer.Option(metavar="FILE.xml", help="write it as JUnit XML")] = None,
+    markdown: Annotated[Path | None, typer.Option(metavar="FILE.md", help="write it for a pull request")] = None,
     runs: Annotated[Path, typer.Option(metavar="DIR", help="where run directories are kept")] = Path("runs"),
     baseline: Annotated[
         Path | None, typer.Option(metavar="FILE.toml", help="known findings, which do not fail")
@@ -86,7 +89,7 @@ def run(
     """Load a mail server, let it rest, and say what it failed to let go of."""
     from functools import partial
 
-    from harness import experiment, plan
+    from harness import experiment, plan, reporting
     from harness import scenario as scenarios
     from harness.attribution import DIRECTORY, SecondLook
     from harness.load.process import LoadError
@@ -114,8 +117,10 @@ def run(
         )
         make_target = choose(target, settings)
         directory = _run_directory(runs, chosen.name)
-        if record is not None:
-            _check_writable(record)
+        files = reporting.Files(html, junit, markdown)
+        for path in (record, *files.chosen().values()):
+            if path is not None:
+                _check_writable(path)
     except (scenarios.ScenarioError, PolicyError, TargetError, BaselineError, OSError) as error:
         fail(error)
     options = experiment.Options(profile=plan.PROFILES[profile], users=users, seed=seed, units=sessions, refuses=mx)
@@ -135,9 +140,11 @@ def run(
     result.command = _command(sys.argv[1:], seed)
     try:
         kept = _keep(result, directory, record)
-    except RecordError as error:
+        reporting.write(result, files)
+        _print(result, kept, quiet=quiet)
+        reporting.tell_github(result)
+    except (RecordError, OSError) as error:
         fail(error)
-    _print(result, kept, quiet=quiet)
     if baseline is not None:
         from harness import comparing
 
@@ -166,13 +173,13 @@ def _run_directory(runs: Path, scenario: str) -> Path:
 def _check_writable(path: Path) -> None:
     """An hour of load whose record cannot be written is an hour lost: find out first. Raises OSError."""
     if path.is_dir():
-        raise IsADirectoryError(f"{path}: cannot write the record: is a directory")
+        raise IsADirectoryError(f"{path}: cannot write there: is a directory")
     partial = path.with_name(path.name + ".partial")
     try:
         partial.touch()
         partial.unlink()
     except OSError as error:
-        raise OSError(f"{path}: cannot write the record: {error.strerror}") from error
+        raise OSError(f"{path}: cannot write there: {error.strerror}") from error
 
 
 def _keep(result: RunRecord, directory: Path, record: Path | None) -> Path:
@@ -265,6 +272,20 @@ def compare(
     from harness import comparing
 
     raise typer.Exit(comparing.run(old, new, baseline, accept, until))
+
+
+@app.command()
+def report(
+    record: Annotated[Path, typer.Argument(metavar="RECORD.json")],
+    html: Annotated[Path | None, typer.Option(metavar="FILE.html", help="as a page")] = None,
+    junit: Annotated[Path | None, typer.Option(metavar="FILE.xml", help="as JUnit XML")] = None,
+    markdown: Annotated[Path | None, typer.Option(metavar="FILE.md", help="for a pull request")] = None,
+    json: Annotated[Path | None, typer.Option(metavar="FILE.json", help="as a record again")] = None,
+) -> None:
+    """A run's report again, from its record: on the terminal, or as the files that are asked for."""
+    from harness import reporting
+
+    raise typer.Exit(reporting.run(record, reporting.Files(html, junit, markdown, json)))
 
 
 @app.command()

@@ -7,6 +7,7 @@ characters in it are shown, not sent to the terminal.
 
 from __future__ import annotations
 
+import io
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -30,6 +31,14 @@ FATES = ("delivered", "bounced", "queued", "lost", "duplicated")
 def print_report(record: RunRecord, console: Console) -> None:
     """The whole report, verdict first."""
     console.print(render(record))
+
+
+def as_text(record: RunRecord) -> str:
+    """The whole report without colours, for files."""
+    console = Console(width=COLUMNS, file=io.StringIO(), color_system=None, highlight=False)
+    with console.capture() as captured:
+        console.print(render(record))
+    return captured.get()
 
 
 def render(record: RunRecord) -> RenderableType:

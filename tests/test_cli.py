@@ -31,7 +31,7 @@ def seatbelt(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
         (["run", "--defect", "transfer-fd-lek"], "did you mean transfer-fd-leak?"),
         (["run", "--target", "sendmail"], "no target called 'sendmail'"),
         (["run", "--mx", "rcpt=hello"], "rcpt=hello"),
-        (["run", "--record", "no/such/directory/r.json"], "cannot write the record: No such file or directory"),
+        (["run", "--record", "no/such/directory/r.json"], "cannot write there: No such file or directory"),
         (["run", "--record", "."], "is a directory"),
         (["run", "--runs", "/proc/none"], "/proc/none"),
         (["mx", "--policy", "tea=418"], "tea"),

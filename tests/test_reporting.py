@@ -1,0 +1,59 @@
+"""`seatbelt report`, and what a GitHub workflow is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import pytest
+from typer.testing import CliRunner
+
+from harness import reporting
+from harness.cli import app
+from reports.record import load, save
+from tests.reports.drawn import record
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> Path:
+    path = tmp_path / "record.json"
+    one = record()
+    save(one, path)
+    return path
+
+
+def test_every_report_is_written_from_a_record(kept: Path, tmp_path: Path) -> None:
+    wanted = {name: tmp_path / f"report.{name}" for name in ("html", "junit", "markdown", "json")}
+    done = CliRunner().invoke(app, ["report", str(kept), *(w for k, p in wanted.items() for w in (f"--{k}", str(p)))])
+    assert done.exit_code == 0
+    assert all(str(path) in done.output.replace("\n", "") for path in wanted.values())
+    ET.parse(wanted["junit"])
+    assert wanted["html"].read_text().startswith("<!doctype html>")
+    assert wanted["markdown"].read_text().startswith("### ")
+    assert load(wanted["json"]) == load(kept)
+
+
+def test_without_a_file_the_report_goes_to_the_terminal(kept: Path) -> None:
+    done = CliRunner().invoke(app, ["report", str(kept)])
+    assert done.exit_code == 0
+    assert "LEAK: transfer keeps" in done.output
+    assert max(map(len, done.output.splitlines())) <= 80
+
+
+def test_what_is_no_record_and_what_cannot_be_written_is_one_line(kept: Path, tmp_path: Path) -> None:
+    for arguments in ([str(tmp_path / "none.json")], [str(kept), "--html", str(tmp_path / "no" / "page.html")]):
+        done = CliRunner().invoke(app, ["report", *arguments])
+        assert done.exit_code == 2
+        assert len(done.stderr.splitlines()) == 1
+
+
+def test_github_gets_annotations_and_a_summary_and_elsewhere_nothing_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reporting.tell_github(record(), {})
+    assert capsys.readouterr().out == ""
+    summary = tmp_path / "summary.md"
+    summary.write_text("before\n")
+    reporting.tell_github(record(), {"GITHUB_ACTIONS": "true", "GITHUB_STEP_SUMMARY": str(summary)})
+    assert capsys.readouterr().out.startswith("::error file=mta_under_test/spool/disk.py,line=184")
+    assert summary.read_text().startswith("before\n### ")
