@@ -71,7 +71,7 @@ def test_in_a_browser_every_chart_is_drawn_and_a_phone_need_not_scroll_sideways(
     addEventListener("error", event => document.title += " error " + event.message);
     addEventListener("load", () => setTimeout(() => {
       const beyond = document.documentElement.scrollWidth - innerWidth;
-      document.title = JSON.stringify([beyond, Bokeh.documents.length, Bokeh.index.roots.length]);
+      document.title = JSON.stringify([beyond, Bokeh.documents.length, Bokeh.documents[0].roots().length]);
     }, 1500))</script>"""
     page = tmp_path / "page.html"
     page.write_text(html.render(record()).replace("<body>", f"<body>{probe}", 1))
