@@ -30,6 +30,7 @@ from reports.record import Descriptor, Finding, Process, RunRecord, Snapshot
 ATTRIBUTABLE = frozenset({"descriptor", "socket", "memory", "process", "thread", "task", "file"})
 DIRECTORY = "traced"  # of the second run, in the first one's
 EXPECTED = 8  # instances of what was found, in the traced doses
+EXPECTED_OBJECTS = 100  # where it is memory: one finding is many objects, and not all of them are seen being made
 MOST_UNITS = 1500  # of a traced dose, however rare the finding is
 DOSES = 2  # after the warm-up: what grows in each of them is what keeps growing
 MOST_SITES = 3  # of memory
@@ -109,9 +110,10 @@ class SecondLook(Experiment):
 
     def _steps(self, wanted: Sequence[Finding]) -> Iterator[Step]:
         units = self._plan.first_dose
-        rates = [finding.rate for finding in wanted if finding.resource != "memory" and finding.rate > 0]
-        if rates:
-            units = max(units, min(MOST_UNITS, math.ceil(EXPECTED / DOSES / min(rates))))
+        for finding in wanted:
+            if finding.rate > 0:
+                expected = EXPECTED_OBJECTS if finding.resource == "memory" else EXPECTED
+                units = max(units, min(MOST_UNITS, math.ceil(expected / DOSES / finding.rate)))
         yield Step("warm-up", self._plan.first_dose)
         for _ in range(DOSES):
             yield Step("count", units)

@@ -77,12 +77,15 @@ def _is_right(finding: Finding, defect: Defect) -> bool:
 
 
 def _points_at(line: str, opener: str) -> bool:
-    """Whether ``path:212 in message_fd (queue)`` lies in `path:function`, or in `path` when no function is named."""
-    path, _, function = opener.partition(":")
+    """Whether ``path:212 in message_fd (queue)`` lies in one of `path:function`, or `path` if it names no function."""
     match = _LINE.match(line)
-    if match is None or match["path"] != path:
+    if match is None:
         return False
-    return not function or any(first <= int(match["line"]) <= last for first, last in _spans(path, function))
+    places = [place.partition(":")[::2] for place in opener.split() if place.partition(":")[0] == match["path"]]
+    return any(
+        not function or any(first <= int(match["line"]) <= last for first, last in _spans(path, function))
+        for path, function in places
+    )
 
 
 @lru_cache(maxsize=256)

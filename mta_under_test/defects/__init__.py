@@ -51,7 +51,9 @@ class Defect:
     difficulty: Difficulty = "certain"  # rare: 1 in 50 or less; wrong way: closes or frees too much
     probability: float = 1.0  # with which it strikes unless told otherwise
     profile: str = "quick"  # of the run that must find it
-    opener: str = ""  # `file.py:function` where what leaks is opened or made; empty: nowhere in particular
+    # `file.py:function` where what leaks is opened or made; several, with spaces between them, where objects that hold
+    # each other are made in several places; empty: nowhere in particular.
+    opener: str = ""
 
 
 REGISTRY: dict[str, Defect] = {}

@@ -260,7 +260,8 @@ class Tracer:
     def _still_waiting(self) -> Iterator[tuple[str, str]]:
         for reference, kind, stack in list(self._waiting.values()):
             one = reference()
-            if one is not None and not one.cancelled() and not (kind == "task" and one.done()):
+            # A task that is done and still there is kept by somebody; a timer that was cancelled is the loop's to drop.
+            if one is not None and not (kind == "timer" and one.cancelled()):
                 yield kind, stack
 
     def _more_waiting(self) -> list[Any]:

@@ -45,7 +45,11 @@ def resolver_socket(strikes: Chance) -> None:
     rate=None,
     scenario="one-at-a-time",
     source="OpenSMTPD 935b3548, 82ba9f97, d488b018 (December 2020, January 2021)",
-    opener="mta_under_test/processes/lookup.py:_hosts",
+    opener=(
+        "mta_under_test/processes/resolver.py:_addresses "
+        "mta_under_test/processes/resolver.py:_literal "
+        "mta_under_test/processes/lookup.py:_hosts"
+    ),
 )
 def address_blocks_kept(strikes: Chance) -> None:
     """The list of addresses is freed, the blocks that its entries point to are not.
@@ -104,7 +108,7 @@ def unreachable_service_socket(strikes: Chance) -> None:
     rate=None,
     scenario="many-recipients",
     source="nodemailer 0240d67 (September 2025): a cache that is never asked to forget",
-    opener="mta_under_test/defects/catalogue/lookup_hosts.py:expand",
+    opener="mta_under_test/ipc/messages.py:unpack mta_under_test/defects/catalogue/lookup_hosts.py:expand",
 )
 def recipient_cache(strikes: Chance) -> None:
     """What was found for a recipient is cached under its message, so that it is never found again, and never dropped.
@@ -131,7 +135,7 @@ def recipient_cache(strikes: Chance) -> None:
     rate=None,
     scenario="bounce-storm",
     source="OpenSMTPD 446630c3 (December 2012), extras 164a003: the attributes of each LDAP lookup",
-    opener="mta_under_test/processes/lookup.py:facts_of",
+    opener="mta_under_test/wire/envelope.py:decode mta_under_test/processes/lookup.py:facts_of",
 )
 def attributes_of_each_lookup(strikes: Chance) -> None:
     """A table's answer is copied out of the attributes that it came in, and the attributes stay.

@@ -118,7 +118,7 @@ def passed_and_kept(strikes: Chance) -> None:
     rate=1.0,
     scenario="accepted",
     source="OpenSMTPD ef88a855 (4 November 2013), 25624ff4 (7 June 2013)",
-    opener="mta_under_test/spool/files.py:file_message",
+    opener="mta_under_test/spool/files.py:_write mta_under_test/spool/files.py:file_message",
 )
 def orphaned_message(strikes: Chance) -> None:
     """The message file stays in the queue when its last envelope goes: the count of envelopes is never seen to be zero.

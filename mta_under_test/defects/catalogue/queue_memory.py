@@ -42,7 +42,7 @@ def bounce_struct_leak(strikes: Chance) -> None:
     rate=None,
     scenario="rset-storm",
     source="OpenSMTPD 88ffbca7 (16 June 2016): queue is not rolled back",
-    opener="mta_under_test/spool/journaled.py:create",
+    opener="mta_under_test/processes/queue.py:submit_envelope mta_under_test/spool/journaled.py:create",
 )
 def not_rolled_back(strikes: Chance) -> None:
     """An abandoned transaction is forgotten by the session, but its message and envelopes stay with the queue.
@@ -96,7 +96,7 @@ def commit_remainder(strikes: Chance) -> None:
     rate=None,
     scenario="accepted",
     source="OpenSMTPD dc000eff (3 June 2013): a duplicate key; the old value is not freed",
-    opener="mta_under_test/defects/catalogue/queue_memory.py:load_text",
+    opener="mta_under_test/spool/journal.py:read mta_under_test/defects/catalogue/queue_memory.py:load_text",
 )
 def envelope_cache_not_emptied(strikes: Chance) -> None:
     """Envelopes that were read are kept for the next time; one that is done with is never taken out.

@@ -15,7 +15,7 @@ from mta_under_test.defects import Chance, around, defect
     rate=None,
     scenario="accepted",
     source="OpenSMTPD 471e3a29 (7 March 2012)",
-    opener="mta_under_test/processes/scheduler.py:submit",
+    opener="mta_under_test/ipc/messages.py:unpack mta_under_test/processes/scheduler.py:submit",
 )
 def envelope_refcount_leak(strikes: Chance) -> None:
     """An envelope that is removed does not give back its reference to its message, whose count is never zero.
@@ -150,7 +150,7 @@ def landed_twice(strikes: Chance) -> None:
     rate=None,
     scenario="one-at-a-time",
     source="OpenSMTPD 471e3a29 (7 March 2012): the batch that envelopes refer to",
-    opener="mta_under_test/processes/scheduler.py:_run",
+    opener="mta_under_test/ipc/messages.py:unpack mta_under_test/processes/scheduler.py:_run",
 )
 def batch_leak(strikes: Chance) -> None:
     """A batch is freed with its last envelope, which is told to leave it by a name that it has no more.

@@ -109,7 +109,7 @@ def refused_recipient_kept(strikes: Chance) -> None:
     rate=None,
     scenario="connect-quit",
     source="nodemailer 0240d67 (September 2025): a cache of names without a limit",
-    opener="mta_under_test/defects/catalogue/smtp_memory.py:identify",
+    opener="mta_under_test/processes/smtp_session.py:run mta_under_test/defects/catalogue/smtp_memory.py:identify",
 )
 def names_by_port(strikes: Chance) -> None:
     """The cache of clients is asked by address and kept by address and port: it never hits, and never ends."""
@@ -132,7 +132,7 @@ def names_by_port(strikes: Chance) -> None:
     rate=None,
     scenario="accepted",
     source="OpenSMTPD 1b537371 (15 October 2014): header lines kept for rewriting",
-    opener="mta_under_test/wire/content.py",
+    opener="mta_under_test/defects/catalogue/smtp_memory.py:close mta_under_test/wire/content.py",
 )
 def header_lines_kept(strikes: Chance) -> None:
     """Every piece of a message is kept until its header is known to be whole, and then not let go of."""

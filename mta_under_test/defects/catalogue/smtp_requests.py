@@ -40,7 +40,11 @@ def finished_tasks_kept(strikes: Chance) -> None:
     rate=None,
     scenario="accepted",
     source="maddy eb17a03 (September 2019): state objects that some paths do not close",
-    opener="mta_under_test/defects/catalogue/smtp_requests.py:settle",
+    opener=(
+        "mta_under_test/ipc/messages.py:unpack "
+        "mta_under_test/processes/process.py:ask "
+        "mta_under_test/defects/catalogue/smtp_requests.py:settle"
+    ),
 )
 def answered_questions_kept(strikes: Chance) -> None:
     """Who asked and was answered stays in the table of those who wait.
@@ -95,7 +99,7 @@ def buffer_of_each_message(strikes: Chance) -> None:
     rate=None,
     scenario="slow-client",
     source="smtp-server 38a3190 (June 2026), OpenSMTPD 1b537371 (15 October 2014): what a client says, without a limit",
-    opener="mta_under_test/defects/catalogue/smtp_requests.py:answer",
+    opener="mta_under_test/wire/address.py:_mailbox mta_under_test/wire/command.py",
 )
 def dialogue_kept(strikes: Chance) -> None:
     """Each command is kept for a transcript that would go to postmaster if the session failed, and none does.

@@ -61,7 +61,7 @@ def session_summary_kept(strikes: Chance) -> None:
     rate=None,
     scenario="starttls-failures",
     source="OpenSMTPD b38a91e4 (22 October 2013)",
-    opener="mta_under_test/defects/catalogue/smtp_tls.py:start_tls",
+    opener="mta_under_test/processes/stream.py:start_tls mta_under_test/defects/catalogue/smtp_tls.py:start_tls",
 )
 def certificate_of_a_gone_session(strikes: Chance) -> None:
     """The answer about a certificate comes for a session that has failed by then, and is freed by nobody."""

@@ -15,7 +15,11 @@ from mta_under_test.defects import Chance, around, defect
     rate=None,
     scenario="one-at-a-time",
     source="OpenSMTPD 9b46d96d, 616af7be, 0cc6c9cd, 62f91889; OpenBSD 197c454f (3 June 2013)",
-    opener="mta_under_test/processes/transfer_routes.py:__init__",
+    opener=(
+        "mta_under_test/defects/catalogue/transfer_memory.py:drop "
+        "mta_under_test/processes/transfer_arrivals.py:relay_key "
+        "mta_under_test/processes/transfer_routes.py:__init__"
+    ),
 )
 def relay_object_leak(strikes: Chance) -> None:
     """Relay, domain, connectors, sources, hosts of a relay that is torn down stay in memory; every counter says 0.
@@ -44,7 +48,11 @@ def relay_object_leak(strikes: Chance) -> None:
     rate=None,
     scenario="rejected-reuse",
     source="OpenSMTPD 39c24f71 (30 August 2012)",
-    opener="mta_under_test/processes/transfer_arrivals.py:_enqueue",
+    opener=(
+        "mta_under_test/processes/transfer_arrivals.py:_enqueue "
+        "mta_under_test/processes/transfer_arrivals.py:relay_key "
+        "mta_under_test/wire/envelope.py:decode"
+    ),
 )
 def task_struct_leak(strikes: Chance) -> None:
     """A task all of whose recipients were rejected is never freed: it is flushed, and nobody owns it any more.
