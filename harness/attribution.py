@@ -92,6 +92,8 @@ class SecondLook(Experiment):
         wanted = [finding for finding in findings if is_attributable(finding)]
         if not wanted:
             return ""
+        if self._make_target(self.directory, {"refusing": 0, "home": 0}).agent_directory is None:
+            return ""
         try:
             with ExitStack() as running:
                 self._start(running)

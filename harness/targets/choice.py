@@ -14,7 +14,10 @@ from typing import Protocol
 from harness import __version__
 from harness.targets import Target, TargetError
 
-TARGETS = {"embedded": "the MTA of this repository, with --defect to re-open a historical bug"}
+TARGETS = {
+    "embedded": "the MTA of this repository, with --defect to re-open a historical bug",
+    "postfix": "Debian's Postfix, unpacked and not installed; needs root and, the first time, a network",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,4 +63,21 @@ def _embedded(settings: Settings) -> MakeTarget:
     )
 
 
-_MAKERS: dict[str, Callable[[Settings], MakeTarget]] = {"embedded": _embedded}
+def _postfix(settings: Settings) -> MakeTarget:
+    from harness.targets.postfix import Postfix
+
+    _only_relays("postfix", settings)
+    return partial(Postfix, port=settings.port)
+
+
+def _only_relays(name: str, settings: Settings) -> None:
+    """Raises TargetError for what is asked of a server that we did not write, and that it is not set up for."""
+    if settings.defects:
+        raise TargetError(f"--defect re-opens bugs of the embedded target; {name} has its own")
+    if settings.needs:
+        raise TargetError(f"the scenario needs {', '.join(settings.needs)}, which {name} is not set up with")
+    if settings.nofile is not None:
+        raise TargetError(f"a limit of descriptors cannot be set for {name}: its services set their own")
+
+
+_MAKERS: dict[str, Callable[[Settings], MakeTarget]] = {"embedded": _embedded, "postfix": _postfix}
