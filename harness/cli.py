@@ -91,7 +91,7 @@ def run(
 
     from harness import experiment, plan, reporting
     from harness import scenario as scenarios
-    from harness.attribution import DIRECTORY, SecondLook
+    from harness.attribution import DIRECTORY, SecondLook, without_agent
     from harness.load.process import LoadError
     from harness.progress import progress
     from harness.remote_mx.policy import Policy, PolicyError
@@ -129,9 +129,8 @@ def run(
             result = experiment.Experiment(chosen, make_target, directory, options, show).run()
             if attribution and result.findings:
                 traced = partial(make_target, traced=True)
-                result.attribution = SecondLook(chosen, traced, directory / DIRECTORY, options, show).explain(
-                    result.findings
-                )
+                second = SecondLook(chosen, traced, directory / DIRECTORY, options, show)
+                result.attribution = without_agent(result) or second.explain(result.findings)
     except (TargetError, LoadError, RemoteMXError) as error:
         fail(error)
     except KeyboardInterrupt:

@@ -32,7 +32,7 @@ from harness.quiescence import Quiescence
 from harness.remote_mx.ledger import LedgerReport, ListenerReport
 from harness.remote_mx.process import RemoteMX, RemoteMXError
 from harness.scenario import Scenario, SessionPlan
-from harness.targets import CountsTraffic, Rest, Target, TargetError
+from harness.targets import CountsTraffic, Rest, Target, TargetError, TellsWhatItOwes
 from reports.record import (
     Conditions,
     Dose,
@@ -361,6 +361,8 @@ class Experiment:
             record.incidents.append(Incident(kind="remote-mx", text=str(error), at=self._clock()))
             return
         queued = mail.in_spool(self._target.spool) if self._target.spool else set()
+        if isinstance(self._target, TellsWhatItOwes):
+            queued |= self._target.owed()
         ledger = self._ledger
         record.work = work = work_of(self._tallies, LedgerReport(), ledger)
         local = mail.in_maildirs(self._target.mailboxes) if self._target.mailboxes else set()

@@ -46,6 +46,8 @@ def render(record: RunRecord) -> RenderableType:
     parts: list[RenderableType] = [headline(record), _subject(record)]
     for number, finding in enumerate(record.findings, 1):
         parts += [Text(), *_finding(number, finding)]
+    if record.attribution and not all(finding.opened_at for finding in record.findings):
+        parts += [Text(), _line("attribution", record.attribution)]
     if record.verdict == "inconclusive" and len(record.reasons) > 1:
         parts += [Text(), Text("It is also inconclusive because:"), *map(_bullet, record.reasons[1:])]
     parts += [Text(), *_work(record), *_seen(record), Text(), *_footer(record)]
@@ -180,6 +182,9 @@ def _seen(record: RunRecord) -> Iterator[Text]:
             unjudged.setdefault(each.reason, []).append(each.role)
     for reason, names in unjudged.items():
         yield _line("not judged", f"{', '.join(names)}: {reason}")
+    for each in memory:
+        if each.verdict == "clean" and each.reason:
+            yield _line("in part", f"memory of {each.role}: {each.reason}")
 
 
 def _by_metric(tested: Iterable[Tested]) -> dict[str, list[Tested]]:

@@ -76,6 +76,14 @@ class Target(Protocol):
 
 
 @runtime_checkable
+class TellsWhatItOwes(Protocol):
+    """A target that can say which messages it has, though its spool is of a layout of its own."""
+
+    def owed(self) -> set[str]:
+        """Message-IDs. Raises TargetError when the target cannot be asked."""
+
+
+@runtime_checkable
 class CountsTraffic(Protocol):
     """A target whose processes count what they send each other."""
 

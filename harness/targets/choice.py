@@ -64,10 +64,10 @@ def _embedded(settings: Settings) -> MakeTarget:
 
 
 def _postfix(settings: Settings) -> MakeTarget:
-    from harness.targets.postfix import Postfix
+    from harness.targets.postfix import Postfix, tree
 
     _only_relays("postfix", settings)
-    return partial(Postfix, port=settings.port)
+    return partial(Postfix, tree=tree(), port=settings.port, nofile=settings.nofile)
 
 
 def _only_relays(name: str, settings: Settings) -> None:
@@ -76,8 +76,6 @@ def _only_relays(name: str, settings: Settings) -> None:
         raise TargetError(f"--defect re-opens bugs of the embedded target; {name} has its own")
     if settings.needs:
         raise TargetError(f"the scenario needs {', '.join(settings.needs)}, which {name} is not set up with")
-    if settings.nofile is not None:
-        raise TargetError(f"a limit of descriptors cannot be set for {name}: its services set their own")
 
 
 _MAKERS: dict[str, Callable[[Settings], MakeTarget]] = {"embedded": _embedded, "postfix": _postfix}

@@ -1,8 +1,10 @@
 """Debian's Postfix as a target: unpacked, not installed, with configuration, queue and log of its own.
 
-Owns: main.cf, master.cf, the queue's directories, the processes below `master`. Needs root: master(8) gives its services
-to another user. Postfix is told to do what a test needs and a host on the Internet would not: no limits for a single
-client, no pause after an error, one outbound session at a time that is used again (scache(8)), workers that stay.
+Owns: the processes below `master`. Needs root: master(8) gives its services to another user.
+
+Postfix is told to do what a test needs and a host on the Internet would not: no limits for a single client, no pause
+after an error, one outbound session at a time that is used again (scache(8)), and workers that stay, because a worker
+that ends after its hundredth client (`max_use`) takes along what it failed to let go of.
 """
 
 from __future__ import annotations
@@ -10,72 +12,34 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
+import resource
 import shutil
 import signal
 import smtplib
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
 
+from harness import mail
 from harness.targets import Rest, TargetError
-from harness.targets.debian import Unavailable, library_path, unpack
+from harness.targets.debian import Unavailable, unpack
+from harness.targets.postfix_tree import QUEUES, environment, files, furnish, master
 from reports.record import Incident
 
 START_TIMEOUT_S = 20.0
 STOP_TIMEOUT_S = 10.0
-OWNER = "daemon"  # it wants an owner of its mail that owns nothing else of it; any that every Debian has will do
-GROUP = "mail"
-MOVING = ("maildrop", "incoming", "active")  # queues in which a message is on its way (qmgr(8))
-ROOMS = (*MOVING, "bounce", "corrupt", "defer", "deferred", "flush", "hold", "private", "saved", "trace", "public", "pid")
+MOVING = ("maildrop", "incoming", "active")  # queues in which a message is on its way
 _PR_SET_PDEATHSIG = 1
+_DIED = re.compile(rb"warning: process (?:\S*/)?(\S+) pid (\d+) (killed by signal \d+|exit status \d+)")  # master(8)
 
-MASTER = """\
-127.0.0.1:{port} inet n - n - - smtpd
-pickup unix n - n 60 1 pickup
-cleanup unix n - n - 0 cleanup
-qmgr unix n - n 300 1 qmgr
-rewrite unix - - n - - trivial-rewrite
-bounce unix - - n - 0 bounce
-defer unix - - n - 0 bounce
-trace unix - - n - 0 bounce
-smtp unix - - n - - smtp
-relay unix - - n - - smtp
-proxymap unix - - n - - proxymap
-anvil unix - - n - 1 anvil
-scache unix - - n - 1 scache
-postlog unix-dgram n - n - 1 postlogd
-error unix - - n - - error
-retry unix - - n - - error
-"""
-MAIN = """\
-# Written for this run by Seatbelt.
-compatibility_level = 3.6
-queue_directory = {directory}/spool
-data_directory = {directory}/data
-daemon_directory = {tree}/usr/lib/postfix/sbin
-command_directory = {tree}/usr/sbin
-shlib_directory = {tree}/usr/lib/postfix
-meta_directory = {directory}/etc
-mail_owner = {owner}
-setgid_group = {group}
-import_environment = LD_LIBRARY_PATH MAIL_CONFIG
-export_environment = LD_LIBRARY_PATH MAIL_CONFIG
-maillog_file = {directory}/maillog
-maillog_file_prefixes = {directory}
-myhostname = postfix.test
-mydestination =
-alias_maps =
-alias_database =
-local_recipient_maps =
+SETTINGS = """\
 notify_classes =
-inet_interfaces = 127.0.0.1
-inet_protocols = ipv4
-mynetworks = 127.0.0.0/8
-smtpd_relay_restrictions = permit_mynetworks, reject
 smtpd_recipient_restrictions = check_recipient_access inline:{{ nowhere.invalid=REJECT }}, permit
 access_map_reject_code = 550
 smtpd_peername_lookup = no
@@ -110,23 +74,27 @@ class Postfix:
     agent_directory: Path | None = None
     mailboxes: Path | None = None
 
-    def __init__(self, directory: Path, ports: dict[str, int], *, port: int = 0, traced: bool = False) -> None:
-        if os.geteuid() != 0:
-            raise TargetError("postfix: master(8) gives its services to another user, which needs root")
-        try:
-            self._tree = unpack("postfix")
-        except Unavailable as error:
-            raise TargetError(f"postfix: {error}") from error
+    def __init__(
+        self,
+        directory: Path,
+        ports: dict[str, int],
+        *,
+        tree: Path,
+        port: int = 0,
+        nofile: int | None = None,
+        traced: bool = False,
+    ) -> None:
         self.directory = directory
+        self._tree = tree
         self._ports = ports
         self._port = port or _free_port()
-        self._environment = {
-            **os.environ,
-            "LD_LIBRARY_PATH": f"{self._tree}/usr/lib/postfix:{library_path(self._tree)}",
-            "MAIL_CONFIG": str(directory / "etc"),
-        }
+        self._nofile = nofile
+        self._environment = environment(tree, directory)
         self._master: subprocess.Popen[bytes] | None = None
+        self._state: Path | None = None
         self._stopping = False
+        self._read = 0  # of the log
+        self._deaths: list[Incident] = []
         self.version = self._ask("postconf", "-h", "-d", "mail_version")
 
     @property
@@ -139,51 +107,40 @@ class Postfix:
     def address(self) -> tuple[str, int]:
         return "127.0.0.1", self._port
 
+    @property
+    def log_path(self) -> Path:
+        return self.directory / "maillog"
+
     def start(self) -> None:
-        self._furnish()
+        # Not in the run's directory: that may be where Postfix's user cannot go.
+        self._state = Path(tempfile.mkdtemp(prefix="seatbelt-"))
+        self._state.chmod(0o711)
+        furnish(self._tree, self.directory, self._state, self._port, SETTINGS.format(**self._ports))
         with (self.directory / "master.log").open("wb") as log:
             self._master = subprocess.Popen(
-                [self._tree / "usr/lib/postfix/sbin/master", "-c", self.directory / "etc", "-d"],
+                master(self._tree, self.directory),
                 env=self._environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                # A harness that is killed leaves no server behind (PR_SET_PDEATHSIG(2const)).
-                preexec_fn=lambda: ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM),
+                preexec_fn=self._before_exec,
             )
         deadline = time.monotonic() + START_TIMEOUT_S
-        while not self._greets():
-            if self._master.poll() is not None or time.monotonic() > deadline:
-                self.stop()
-                raise TargetError(f"postfix does not start: {self._last_words()}")
-            time.sleep(0.05)
+        try:
+            while not self._greets():
+                if self._master.poll() is not None or time.monotonic() > deadline:
+                    raise TargetError(f"postfix does not start: {self._last_words()}")
+                time.sleep(0.05)
+        except BaseException:
+            self.stop()
+            raise
 
-    def _furnish(self) -> None:
-        etc, spool, data = (self.directory / name for name in ("etc", "spool", "data"))
-        for directory in (etc, spool, data):
-            directory.mkdir(parents=True)
-        words = {"directory": self.directory, "tree": self._tree, "owner": OWNER, "group": GROUP, "port": self._port}
-        (etc / "master.cf").write_text(MASTER.format(**words))
-        (etc / "main.cf").write_text(MAIN.format(**words, **self._ports))
-        (etc / "dynamicmaps.cf").touch()
-        for name in ROOMS:
-            (spool / name).mkdir()
-            shutil.chown(spool / name, "root" if name == "pid" else OWNER)
-        shutil.chown(data, OWNER)
-        for name, mode in (("maildrop", 0o730), ("public", 0o710)):
-            shutil.chown(spool / name, group=GROUP)
-            (spool / name).chmod(mode)
-        self._let_through()
-
-    def _let_through(self) -> None:
-        """Postfix's user must reach the queue: every directory above it must let it pass."""
-        for above in (self.directory, *self.directory.parents):
-            if not above.stat().st_mode & 0o001:
-                try:
-                    above.chmod(above.stat().st_mode | 0o011)
-                except PermissionError as error:
-                    raise TargetError(f"postfix: user {OWNER} cannot pass {above}; choose another --runs") from error
+    def _before_exec(self) -> None:
+        # A harness that is killed leaves no server behind (PR_SET_PDEATHSIG(2const)).
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if self._nofile is not None:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (self._nofile, self._nofile))
 
     def _greets(self) -> bool:
         try:
@@ -193,38 +150,42 @@ class Postfix:
             return False
 
     def _last_words(self) -> str:
-        for path in (self.directory / "maillog", self.directory / "master.log"):
+        for path in (self.log_path, self.directory / "master.log"):
             if path.exists() and (lines := path.read_text(errors="replace").strip().splitlines()):
                 return lines[-1]
         return "it says nothing"
 
     def stop(self) -> None:
         self._stopping = True
-        if self._master is None:
-            return
-        family: list[psutil.Process] = []
-        with contextlib.suppress(psutil.NoSuchProcess):
-            family = psutil.Process(self._master.pid).children(recursive=True)
-        if self._master.poll() is None:
-            self._master.terminate()
-            try:
-                self._master.wait(STOP_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                self._master.kill()
-                self._master.wait()
-        for process in family:  # master(8) leaves its services to notice by themselves
+        if self._master is not None:
+            family: list[psutil.Process] = []
             with contextlib.suppress(psutil.NoSuchProcess):
-                process.terminate()
-        _, alive = psutil.wait_procs(family, timeout=STOP_TIMEOUT_S)
-        for process in alive:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        psutil.wait_procs(alive, timeout=STOP_TIMEOUT_S)
+                family = psutil.Process(self._master.pid).children(recursive=True)
+            if self._master.poll() is None:
+                self._master.terminate()
+                try:
+                    self._master.wait(STOP_TIMEOUT_S)
+                except subprocess.TimeoutExpired:
+                    self._master.kill()
+                    self._master.wait()
+            _end(family)
+        if self._state is not None:
+            shutil.rmtree(self._state, ignore_errors=True)
 
     def rest(self) -> Rest:
-        spool = self.directory / "spool"
-        busy = {f"{name} queue": number for name in MOVING if (number := _files(spool / name))}
-        return Rest(busy, _files(spool / "deferred"))
+        spool = self._spool()
+        busy = {f"{name} queue": number for name in MOVING if (number := len(files(spool / name)))}
+        return Rest(busy, len(files(spool / "deferred")))
+
+    def owed(self) -> set[str]:
+        """Message-IDs that are in any of the queues."""
+        spool = self._spool()
+        return mail.in_files(files(*(spool / name for name in QUEUES)))
+
+    def _spool(self) -> Path:
+        if self._state is None:
+            raise TargetError("the target has not been started")
+        return self._state / "spool"
 
     def hurry(self) -> None:
         self._ask("postqueue", "-f")
@@ -233,10 +194,30 @@ class Postfix:
         raise TargetError(f"postfix: nobody here can {operation!r}; choose a scenario without operations")
 
     def deaths(self) -> list[Incident]:
-        if self._master is None or self._stopping or self._master.poll() is None:
+        """Services that ended by a signal or with an error, as master(8) tells its log; and master itself."""
+        if self._master is None or self._stopping:
             return []
-        text = f"master ended with status {self._master.returncode}: {self._last_words()}"
-        return [Incident(kind="died", text=text, role="master", pid=self._master.pid)]
+        self._deaths += self._died_since()
+        if self._master.poll() is not None:
+            text = f"master ended with status {self._master.returncode}: {self._last_words()}"
+            return [*self._deaths, Incident(kind="died", text=text, role="master", pid=self._master.pid)]
+        return list(self._deaths)
+
+    def _died_since(self) -> list[Incident]:
+        """What the log has of it since the last look."""
+        try:
+            with self.log_path.open("rb") as log:
+                log.seek(self._read)
+                new = log.read()
+        except FileNotFoundError:
+            return []
+        whole = new[: new.rfind(b"\n") + 1]
+        self._read += len(whole)
+        found = []
+        for role, pid, how in _DIED.findall(whole):
+            who = role.decode()
+            found.append(Incident(kind="died", text=f"{who} died: {how.decode()}", role=who, pid=int(pid)))
+        return found
 
     def _ask(self, tool: str, *arguments: str) -> str:
         command = [str(self._tree / "usr/sbin" / tool), *arguments]
@@ -251,11 +232,29 @@ class Postfix:
         return done.stdout.strip()
 
 
+def tree() -> Path:
+    """The unpacked package. Raises TargetError."""
+    if os.geteuid() != 0:
+        raise TargetError("postfix: master(8) gives its services to another user, which needs root")
+    try:
+        return unpack("postfix")
+    except Unavailable as error:
+        raise TargetError(f"postfix: {error}") from error
+
+
+def _end(family: Sequence[psutil.Process]) -> None:
+    """Services that did not end with master(8)."""
+    for process in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.terminate()
+    _, alive = psutil.wait_procs(family, timeout=STOP_TIMEOUT_S)
+    for process in alive:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(alive, timeout=STOP_TIMEOUT_S)
+
+
 def _free_port() -> int:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return int(sock.getsockname()[1])
-
-
-def _files(directory: Path) -> int:
-    return sum(len(names) for _, _, names in os.walk(directory))
