@@ -181,6 +181,19 @@ def test_a_helper_that_comes_and_goes_is_not_judged_and_spoils_nothing() -> None
     assert judged.reasons == []
 
 
+def test_pages_that_come_by_chance_are_no_leak() -> None:
+    """Seen in Postfix's cleanup: few pages in a round, more in the next, and hardly any in the long run."""
+    units = (20, 40, 80)
+    for pages in ((3, 2, 7), (5, 3, 8), (2, 3, 6)):
+        random = np.random.default_rng(sum(pages))
+        level = np.zeros(48)
+        for number, count in enumerate(pages):
+            for at in random.integers(1, 16, count):
+                level[16 * number + at :] += 4096
+        (tested,) = growth.judge(memory_record({"cleanup": level}, units)).tested
+        assert tested.verdict != "leak", pages
+
+
 def prefork(leak: float, workers: int = 4) -> RunRecord:
     """Workers of one role that share the work, each of which keeps `leak` objects of every unit that it does."""
     random = np.random.default_rng(1)
