@@ -37,6 +37,11 @@ class Listing(enum.StrEnum):
     resources = "resources"
 
 
+class By(enum.StrEnum):
+    connections = "connections"
+    time = "time"
+
+
 class ProfileName(enum.StrEnum):
     quick = "quick"
     standard = "standard"
@@ -66,6 +71,9 @@ def fail(text: object) -> NoReturn:
 def run(
     scenario: Annotated[str, typer.Argument(help="name, or path of a scenario file")] = "rejected-reuse",
     target: Annotated[str, typer.Option(help="see `seatbelt list targets`")] = "embedded",
+    attach: Annotated[
+        str | None, typer.Option(metavar="PID|:PORT|UNIT", help="a server that runs already, as the target")
+    ] = None,
     defect: Annotated[list[str] | None, typer.Option(metavar="NAME[:P]", help="re-open a bug; may be repeated")] = None,
     profile: Annotated[ProfileName, typer.Option(help="how long to look")] = ProfileName.quick,
     users: Annotated[int, typer.Option(min=1, max=1000, help="mail clients at the same time")] = 5,
@@ -114,8 +122,9 @@ def run(
             nofile=nofile or chosen.nofile,
             needs=chosen.needs,
             defects=tuple(defect or ()),
+            attach=attach or "",
         )
-        make_target = choose(target, settings)
+        make_target = choose("attach" if attach else target, settings)
         directory = _run_directory(runs, chosen.name)
         files = reporting.Files(html, junit, markdown)
         for path in (record, *files.chosen().values()):
@@ -297,6 +306,38 @@ def repro(
     from harness import reproducing
 
     raise typer.Exit(reproducing.run(record, finding, output))
+
+
+@app.command()
+def watch(
+    what: Annotated[str, typer.Argument(metavar="PID|:PORT|UNIT", help="as 4711, :25 or postfix.service")],
+    profile: Annotated[ProfileName, typer.Option(help="how long to look")] = ProfileName.soak,
+    by: Annotated[By | None, typer.Option(help="what makes a dose; connections where it listens")] = None,
+    every: Annotated[int | None, typer.Option(min=1, help="connections or seconds in the first dose [20, 10]")] = None,
+    history: Annotated[
+        Path | None, typer.Option(metavar="FILE.json", help="the record, which a later watch goes on with")
+    ] = None,
+    html: Annotated[Path | None, typer.Option(metavar="FILE.html", help="write the report as a page")] = None,
+    junit: Annotated[Path | None, typer.Option(metavar="FILE.xml", help="write it as JUnit XML")] = None,
+    markdown: Annotated[Path | None, typer.Option(metavar="FILE.md", help="write it for a pull request")] = None,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="print the verdict's line only")] = False,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="print what happens, line by line")] = False,
+) -> None:
+    """Judge a server that runs already by the work that it gets: probes only, no load."""
+    from harness import reporting, watching
+
+    files = reporting.Files(html, junit, markdown)
+    status = watching.run(
+        what,
+        profile=profile,
+        by=by.value if by else None,
+        every=every,
+        history=history,
+        files=files,
+        quiet=quiet,
+        verbose=verbose,
+    )
+    raise typer.Exit(status)
 
 
 @app.command()

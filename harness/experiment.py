@@ -361,10 +361,11 @@ class Experiment:
             record.incidents.append(Incident(kind="remote-mx", text=str(error), at=self._clock()))
             return
         queued = mail.in_spool(self._target.spool) if self._target.spool else set()
-        if isinstance(self._target, TellsWhatItOwes):
-            queued |= self._target.owed()
         ledger = self._ledger
         record.work = work = work_of(self._tallies, LedgerReport(), ledger)
+        if isinstance(self._target, TellsWhatItOwes):
+            owed = self._target.owed()
+            queued |= self._accepted if owed is None else owed
         local = mail.in_maildirs(self._target.mailboxes) if self._target.mailboxes else set()
         record.mail = mail.fates(self._accepted, ledger.delivered.keys() | local, ledger.bounced, queued)
         found = list(record.mail.values())

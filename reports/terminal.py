@@ -142,6 +142,8 @@ def _proof(finding: Finding) -> Iterator[Text]:
 
 def _work(record: RunRecord) -> Iterator[Text]:
     work = record.work
+    if not (work.sessions or work.messages):
+        return
     yield _line(
         "work",
         f"{_count(work.sessions, 'session')}, {_count(work.messages, 'message')} "

@@ -79,8 +79,8 @@ class Target(Protocol):
 class TellsWhatItOwes(Protocol):
     """A target that can say which messages it has, though its spool is of a layout of its own."""
 
-    def owed(self) -> set[str]:
-        """Message-IDs. Raises TargetError when the target cannot be asked."""
+    def owed(self) -> set[str] | None:
+        """Message-IDs; None: nobody can look, and nothing can be called lost. Raises TargetError."""
 
 
 @runtime_checkable

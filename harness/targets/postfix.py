@@ -34,6 +34,7 @@ from reports.record import Incident
 
 START_TIMEOUT_S = 20.0
 STOP_TIMEOUT_S = 10.0
+CLIENTS = 2  # outbound processes a transport; without a limit each burst begins some more, which all stay
 MOVING = ("maildrop", "incoming", "active")  # queues in which a message is on its way
 _PR_SET_PDEATHSIG = 1
 _DIED = re.compile(rb"warning: process (?:\S*/)?(\S+) pid (\d+) (killed by signal \d+|exit status \d+)")  # master(8)
@@ -115,7 +116,7 @@ class Postfix:
         # Not in the run's directory: that may be where Postfix's user cannot go.
         self._state = Path(tempfile.mkdtemp(prefix="seatbelt-"))
         self._state.chmod(0o711)
-        furnish(self._tree, self.directory, self._state, self._port, SETTINGS.format(**self._ports))
+        furnish(self._tree, self.directory, self._state, self._port, SETTINGS.format(**self._ports), clients=CLIENTS)
         with (self.directory / "master.log").open("wb") as log:
             self._master = subprocess.Popen(
                 master(self._tree, self.directory),

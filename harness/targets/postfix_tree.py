@@ -29,8 +29,8 @@ rewrite unix - - n - - trivial-rewrite
 bounce unix - - n - 0 bounce
 defer unix - - n - 0 bounce
 trace unix - - n - 0 bounce
-smtp unix - - n - - smtp
-relay unix - - n - - smtp
+smtp unix - - n - {clients} smtp
+relay unix - - n - {clients} smtp
 proxymap unix - - n - - proxymap
 anvil unix - - n - 1 anvil
 scache unix - - n - 1 scache
@@ -64,17 +64,18 @@ smtpd_relay_restrictions = permit_mynetworks, reject
 """
 
 
-def furnish(tree: Path, directory: Path, state: Path, port: int, settings: str) -> None:
+def furnish(tree: Path, directory: Path, state: Path, port: int, settings: str, *, clients: int | None = None) -> None:
     """Everything that `master -c DIRECTORY/etc` asks for. Raises OSError.
 
     `tree` is the unpacked package; `directory` gets configuration and log, `state` the queue; Postfix's user must be
-    able to pass all that is above `state`. `settings` are more lines of main.cf(5).
+    able to pass all that is above `state`. `settings` are more lines of main.cf(5); `clients` limits the processes of
+    each transport.
     """
     etc, spool, data = directory / "etc", state / "spool", state / "data"
     for room in (etc, spool, data):
         room.mkdir(parents=True)
     words = {"directory": directory, "state": state, "tree": tree, "owner": OWNER, "group": GROUP}
-    (etc / "master.cf").write_text(MASTER.format(port=port))
+    (etc / "master.cf").write_text(MASTER.format(port=port, clients="-" if clients is None else clients))
     (etc / "main.cf").write_text(MAIN.format(**words) + settings)
     (etc / "dynamicmaps.cf").touch()
     for name in ROOMS:
