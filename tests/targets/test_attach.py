@@ -21,10 +21,9 @@ from harness.plan import Profile
 from harness.targets import TargetError
 from harness.targets.attach import Attached, locate
 from harness.targets.choice import Settings, choose
-from tests.probes.probed import until
+from tests.probes.probed import as_another_user, until
 
 ROOT = Path(__file__).resolve().parents[2]
-NOBODY = 65534
 
 
 class Live:
@@ -142,17 +141,20 @@ def test_a_unit_is_asked_of_systemctl(live: Live, tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become a user who is not permitted")
-def test_who_is_not_permitted_is_told_the_command_that_would_help(live: Live) -> None:
-    command = [sys.executable, "-m", "harness.cli", "watch"]
-    probe = subprocess.run([*command, "--help"], cwd=ROOT, user=NOBODY, group=NOBODY, capture_output=True, check=False)
-    if probe.returncode:
-        pytest.skip(f"user {NOBODY} cannot run {sys.executable} here")
-    for what in (str(live.pid), f":{live.port}"):
-        done = subprocess.run(
-            [*command, what], cwd=ROOT, user=NOBODY, group=NOBODY, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 2
-        (told,) = done.stderr.splitlines()
+def test_who_is_not_permitted_is_told_the_command_that_would_help(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused() -> list[str]:
+        found = []
+        for what in (str(live.pid), f":{live.port}"):
+            monkeypatch.setattr(sys, "argv", ["seatbelt", "watch", what])
+            try:
+                locate(what)
+            except TargetError as error:
+                found.append(str(error))
+        return found
+
+    by_pid, by_port = as_another_user(refused)
+    assert f"pid {live.pid}" in by_pid
+    for told, what in ((by_pid, str(live.pid)), (by_port, f":{live.port}")):
         assert re.search(rf"try `sudo \S+ -m harness\.cli watch {what}`", told)
         assert "setcap cap_sys_ptrace,cap_dac_read_search+ep" in told
 

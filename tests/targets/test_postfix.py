@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import smtplib
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from functools import partial
@@ -22,7 +24,7 @@ from harness.targets import TargetError
 from harness.targets.choice import Settings, choose
 from harness.targets.postfix import Postfix
 from tests.debian import unpacked
-from tests.probes.probed import until
+from tests.probes.probed import line, until
 
 COUNTS = Profile("counts", (1, 1), (1, 2, 4, 8), 0, stop_at_count_finding=True)
 
@@ -116,6 +118,21 @@ def test_it_stops_and_leaves_nothing_behind(target: Postfix, scratch: Path) -> N
     assert list(scratch.iterdir()) == []
     assert target.deaths() == [], "somebody asked for it"
     target.stop()  # a second time is nothing
+
+
+def test_a_harness_that_is_killed_leaves_no_server_behind(tree: Path, tmp_path: Path, scratch: Path) -> None:
+    script = (
+        "import sys, time; from pathlib import Path; from harness.targets.postfix import Postfix\n"
+        "target = Postfix(Path(sys.argv[1]), {'refusing': 2, 'home': 2}, tree=Path(sys.argv[2]))\n"
+        "target.start(); print(target.root_pid, flush=True); time.sleep(60)"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path), str(tree)]
+    environment = {**os.environ, "TMPDIR": str(scratch)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as harness:
+        master = psutil.Process(int(line(harness)))
+        family = [master, *master.children(recursive=True)]
+        harness.kill()
+    assert psutil.wait_procs(family, timeout=10)[1] == []
 
 
 def test_what_it_cannot_do_is_said_before_it_starts(tree: Path, tmp_path: Path) -> None:
