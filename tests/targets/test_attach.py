@@ -21,32 +21,8 @@ from harness.plan import Profile
 from harness.targets import TargetError
 from harness.targets.attach import Attached, locate
 from harness.targets.choice import Settings, choose
+from tests.live import Live
 from tests.probes.probed import as_another_user, until
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-class Live:
-    """tests/live_server.py, running."""
-
-    def __init__(self, *arguments: str) -> None:
-        command = [sys.executable, str(ROOT / "tests/live_server.py"), *arguments]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        assert self.process.stdout is not None
-        self.port = int(self.process.stdout.readline())
-        self.pid = self.process.pid
-
-    def visit(self, times: int = 1) -> None:
-        for _ in range(times):
-            with socket.create_connection(("127.0.0.1", self.port), timeout=10) as client:
-                while client.recv(100):
-                    pass
-
-    def stop(self) -> None:
-        self.process.terminate()
-        self.process.wait(10)
-        assert self.process.stdout is not None
-        self.process.stdout.close()
 
 
 @pytest.fixture
