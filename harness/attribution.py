@@ -224,9 +224,15 @@ class Sight:
                 yield _told(made[1], made[0])
 
     def _growth(self, role: str) -> list[str]:
-        sites = [site for _, trace in self._with_role(role) for site in trace.growth if site.stack]
-        sites.sort(key=lambda site: (-site.count, -site.size))
-        return [f"{_line(site.stack[0], role)}, {site.count} objects, {site.size} bytes" for site in sites[:MOST_SITES]]
+        objects: Counter[Line] = Counter()  # by the line that made them, whichever way it was reached
+        size: Counter[Line] = Counter()
+        for _, trace in self._with_role(role):
+            for site in trace.growth:
+                if site.stack:
+                    objects[site.stack[0]] += site.count
+                    size[site.stack[0]] += site.size
+        most = sorted(objects, key=lambda line: (-objects[line], -size[line]))[:MOST_SITES]
+        return [f"{_line(line, role)}, {objects[line]} objects, {size[line]} bytes" for line in most]
 
     def _waiting(self, role: str, kind: str) -> list[str]:
         found = [each for _, trace in self._with_role(role) for each in trace.waiting if each.kind == kind]

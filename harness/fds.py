@@ -48,6 +48,8 @@ class Row(msgspec.Struct, frozen=True):
     deleted: bool
     local: str
     peer: str
+    watches: int  # what an epoll or an inotify watches
+    stale_watches: int  # of an epoll's, those that the process has closed
     twins: list[str]  # pid/fd of the others that are the same open file: duplicated, inherited or passed
 
 
@@ -113,6 +115,8 @@ def _row(process: Process, descriptor: Descriptor, same: Mapping[Holder, Sequenc
         deleted=descriptor.deleted,
         local=descriptor.local,
         peer=descriptor.peer,
+        watches=descriptor.watches,
+        stale_watches=descriptor.stale_watches,
         twins=[f"{other.pid}/{other.fd}" for other in same.get(Holder(process.pid, descriptor.fd), ())],
     )
 
@@ -128,6 +132,8 @@ def _cells(row: Row) -> tuple[str, ...]:
         name = f"{row.local}->{row.peer}"
     elif row.local:
         name = row.local
+    if row.watches:
+        name += f" watches {row.watches}" + (f", {row.stale_watches} of them closed" if row.stale_watches else "")
     if row.deleted:
         name += " (deleted)"
     return (

@@ -40,6 +40,10 @@ class Descriptor(msgspec.Struct, frozen=True, omit_defaults=True):
     state: str = ""  # TCP state (ESTABLISHED, CLOSE_WAIT, LISTEN …) or unix socket state
     local: str = ""  # address:port, or a unix socket's path
     peer: str = ""
+    watches: int = 0  # what an epoll or an inotify watches
+    # Of an epoll's, those that its process has closed. They stay while the same open file is open elsewhere, as after
+    # fork(2) or SCM_RIGHTS: epoll(7), "Questions and answers", 6.
+    stale_watches: int = 0
 
 
 class Memory(msgspec.Struct, frozen=True, omit_defaults=True):

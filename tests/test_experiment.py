@@ -217,7 +217,7 @@ def test_objects_that_outlive_their_relay_are_found_and_the_twin_is_proven_clean
     for name, defects in (("leak", ("relay-object-leak",)), ("twin", ())):
         (tmp_path / name).mkdir()
         record = Run(tmp_path / name, scenario, Options(profile=profile), defects)()
-        judged = {each.role: each for each in record.tested if each.resource == "memory"}
+        judged = {each.role: each for each in record.tested if each.metric == "python objects"}
         if defects:
             assert record.verdict == "leak"
             (finding,) = record.findings

@@ -198,7 +198,7 @@ def _id(process: Process) -> ProcessId:
 
 
 def _add_anonymous(columns: dict[Key, Series], snapshots: list[Snapshot]) -> None:
-    """Lasting rises of what a process has a number of and no identities: threads, tasks, timers.
+    """Lasting rises of what a process has a number of and no identities: threads, watches, tasks, timers.
 
     For the processes that live to the end.
     """
@@ -207,7 +207,7 @@ def _add_anonymous(columns: dict[Key, Series], snapshots: list[Snapshot]) -> Non
         born = len(counts) - 1
         while born > 0 and identity in counts[born - 1]:
             born -= 1
-        numbered = [ANONYMOUS[0], *(ANONYMOUS[1:] if process.agent is not None else ())]
+        numbered = [*COUNTED, *(COUNTED_BY_AGENT if process.agent is not None else ())]
         for resource, kind, label, number_of in numbered:
             numbers = [number_of(at_rest[identity]) for at_rest in counts[born:]]
             column = columns[Key(process.role, resource, kind, label)]
@@ -231,8 +231,21 @@ def _agents(process: Process) -> AgentReading:
     return process.agent or AgentReading(0)
 
 
-ANONYMOUS: tuple[tuple[Resource, str, str, Callable[[Process], int]], ...] = (
+def _stale_watches(process: Process) -> int:
+    return sum(each.stale_watches for each in process.descriptors)
+
+
+def _inotify_watches(process: Process) -> int:
+    return sum(each.watches for each in process.descriptors if each.kind == "inotify")
+
+
+Counted = tuple[Resource, str, str, Callable[[Process], int]]
+COUNTED: tuple[Counted, ...] = (
     ("thread", "thread", "thread", lambda process: process.threads),
+    ("descriptor", "epoll watch", "epoll watch of a closed descriptor", _stale_watches),
+    ("descriptor", "inotify watch", "inotify watch", _inotify_watches),
+)
+COUNTED_BY_AGENT: tuple[Counted, ...] = (
     ("task", "task", "asyncio task", lambda process: _agents(process).tasks),
     ("task", "timer", "asyncio timer", lambda process: _agents(process).timers),
 )

@@ -53,6 +53,13 @@ def advice(role: str, resource: Resource, kind: str, label: str) -> str:
         )
     if resource == "descriptor" and kind == "pipe":
         return f"{look}. Look for the end that is not closed after a fork, or when a child could not be started."
+    if kind == "epoll watch":
+        return (
+            f"`seatbelt fds PID` tells how many. {role} closes a descriptor that is still open elsewhere, as after a "
+            "fork or once it was passed on: EPOLL_CTL_DEL before the close."
+        )
+    if kind == "inotify watch":
+        return f"`seatbelt fds PID` tells how many. Look for an inotify_add_watch in {role} without inotify_rm_watch."
     if resource == "descriptor":
         return f"{look}. Look for a return between the open and the close of {label}."
     if resource == "socket" and label == "tcp/CLOSE_WAIT":

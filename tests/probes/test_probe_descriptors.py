@@ -102,6 +102,11 @@ def test_unix_sockets_know_their_peers(seen: dict[str, Descriptor]) -> None:
     assert seen["unix listener"].local.endswith("/u")
 
 
+def test_what_is_watched_is_counted_and_what_was_closed_meanwhile(seen: dict[str, Descriptor]) -> None:
+    watchers = {name: (each.watches, each.stale_watches) for name, each in seen.items() if each.watches}
+    assert watchers == {"epoll": (2, 1), "inotify": (1, 0)}
+
+
 def test_count_agrees_with_the_walk(holder: Holder) -> None:
     assert descriptors.count(holder.pid) == len(descriptors.read(holder.pid))
 

@@ -49,7 +49,7 @@ Table = collections.OrderedDict[tuple[int, ...], str]  # by device, inode (and a
 
 MOST_MADE = 20000
 MOST_FRAMES = 12
-MOST_GROWTH = 20
+MOST_GROWTH = 60  # a line may be reached by many ways, and is told once
 SCANNED_FRAMES = 60
 HEAP_FRAMES = 12  # of each allocation
 
@@ -216,7 +216,11 @@ class Tracer:
         snapshot = snapshot.filter_traces((ours, tracemalloc.Filter(False, "<frozen*")))
         self._censuses.append(collections.Counter(_name(type(one)) for one in gc.get_objects()))
         self._waited.append(collections.Counter(self._still_waiting()))
-        by_stack = {_traced(each.traceback): (each.size, each.count) for each in snapshot.statistics("traceback")}
+        by_stack: dict[str, tuple[int, int]] = {}
+        for each in snapshot.statistics("traceback"):
+            stack = _traced(each.traceback)  # without the library's lines, so that several can be one
+            size, count = by_stack.get(stack, (0, 0))
+            by_stack[stack] = size + each.size, count + each.count
         self._marks.append(pickle.dumps(by_stack))
 
     def _dump(self) -> dict[str, Any]:
@@ -338,4 +342,5 @@ def _traced(trace: Iterable[tracemalloc.Frame]) -> str:
 
 
 def _is_library(path: str) -> bool:
-    return path.startswith("<frozen") or (path.startswith(_LIBRARY) and not path.startswith(_PACKAGES))
+    """Also what has no source, as the methods that dataclasses writes: ``<string>``."""
+    return path.startswith("<") or (path.startswith(_LIBRARY) and not path.startswith(_PACKAGES))

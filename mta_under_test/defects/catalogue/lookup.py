@@ -38,7 +38,7 @@ def expansion_session_kept(strikes: Chance) -> None:
     rate=None,
     scenario="rejected-reuse",
     source="OpenSMTPD 7aab9d2d (4 March 2009): the half for expansions that fail",
-    opener="mta_under_test/processes/lookup.py:expand",
+    opener="mta_under_test/defects/catalogue/lookup.py:refuse",  # a list is two blocks, the text in it one
 )
 def refused_expansion_kept(strikes: Chance) -> None:
     """The expansion of a recipient who is refused leaves by a return of its own, and frees nothing there."""
