@@ -124,7 +124,7 @@ def run(
             defects=tuple(defect or ()),
             attach=attach or "",
         )
-        make_target = choose("attach" if attach else target, settings)
+        make_target = choose("attach" if attach and target == "embedded" else target, settings)
         directory = _run_directory(runs, chosen.name)
         files = reporting.Files(html, junit, markdown)
         for path in (record, *files.chosen().values()):

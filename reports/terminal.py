@@ -149,13 +149,14 @@ def _work(record: RunRecord) -> Iterator[Text]:
         f"{_count(work.sessions, 'session')}, {_count(work.messages, 'message')} "
         f"({number(work.messages_per_session_in)} a session), {work.accepted:,} accepted",
     )
-    yield _line(
-        "relayed",
-        f"{_count(work.messages_out, 'transaction')} in {_count(work.sessions_out, 'session')} "
-        f"({number(work.messages_per_session_out)} a session), {work.refused_messages:,} refused entirely; "
-        f"{_count(work.refused_recipients, 'recipient')} refused by the target",
-    )
-    yield _line("mail", _fates(work))
+    if work.messages or work.messages_out:
+        yield _line(
+            "relayed",
+            f"{_count(work.messages_out, 'transaction')} in {_count(work.sessions_out, 'session')} "
+            f"({number(work.messages_per_session_out)} a session), {work.refused_messages:,} refused entirely; "
+            f"{_count(work.refused_recipients, 'recipient')} refused by the target",
+        )
+        yield _line("mail", _fates(work))
     failures = record.load.failures
     if failures:
         yield _line("load", f"{_count(failures, 'failure')}: {'; '.join(record.load.errors[:MAX_EXAMPLES])}")

@@ -43,6 +43,8 @@ def choose(name: str, settings: Settings) -> MakeTarget:
     """Raises TargetError for a target that there is not, and for settings that it cannot have."""
     if name not in _MAKERS:
         raise TargetError(f"no target called {name!r}. There is: {', '.join(TARGETS)}")
+    if settings.attach and name != "attach":
+        raise TargetError(f"--attach {settings.attach} is a target of its own: leave out --target {name}")
     return _MAKERS[name](settings)
 
 

@@ -143,6 +143,8 @@ def test_what_it_cannot_do_is_said_before_it_starts(live: Live) -> None:
     ):
         with pytest.raises(TargetError, match=words):
             choose("attach", settings)
+    with pytest.raises(TargetError, match="leave out --target postfix"):
+        choose("postfix", Settings(attach=str(live.pid)))
 
 
 def test_load_on_an_attached_postfix_is_judged_and_leaves_it_running(tmp_path: Path) -> None:
