@@ -17,6 +17,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from harness.targets import postfix_tree
 from mta_under_test.ipc.client import ControlClient, ControlError
 from mta_under_test.ipc.messages import Kind
 
@@ -181,61 +182,24 @@ class Ours(Server):
 
 class Postfix(Server):
     name = "Postfix"
-    owner = "daemon"  # it wants an owner of its mail that owns nothing else of it; any that every Debian has will do
 
     def configure(self) -> None:
-        root = debian("postfix")
-        etc, spool, data = (self.directory / name for name in ("etc", "spool", "data"))
-        for directory in (etc, data, spool):
-            directory.mkdir()
-        services = (
-            f"127.0.0.1:{self.port} inet n - n - - smtpd",
-            "pickup unix n - n 60 1 pickup",
-            "cleanup unix n - n - 0 cleanup",
-            "qmgr unix n - n 300 1 qmgr",
-            "rewrite unix - - n - - trivial-rewrite",
-            *(f"{name} unix - - n - 0 bounce" for name in ("bounce", "defer", "trace")),
-            *(f"{name} unix - - n - - smtp" for name in ("smtp", "relay")),
-            "proxymap unix - - n - - proxymap",
-            "anvil unix - - n - 1 anvil",
-            "scache unix - - n - 1 scache",
-            "postlog unix-dgram n - n - 1 postlogd",
-            "error unix - - n - - error",
-            "retry unix - - n - - error",
-        )
-        (etc / "master.cf").write_text("".join(f"{line}\n" for line in services))
-        (etc / "main.cf").write_text(
-            f"compatibility_level = 3.6\nqueue_directory = {spool}\ndata_directory = {data}\n"
-            f"daemon_directory = {root}/usr/lib/postfix/sbin\ncommand_directory = {root}/usr/sbin\n"
-            f"shlib_directory = {root}/usr/lib/postfix\nmeta_directory = {etc}\n"
-            f"mail_owner = {self.owner}\nsetgid_group = mail\nmyhostname = bench.test\nmydestination =\n"
-            f"mynetworks = 127.0.0.0/8\nsmtpd_relay_restrictions = permit_mynetworks, reject\n"
-            f"relayhost = [127.0.0.1]:{self.sink}\ninet_interfaces = 127.0.0.1\ninet_protocols = ipv4\n"
-            f"maillog_file = {self.directory}/maillog\nmaillog_file_prefixes = {self.directory}\n"
-            f"import_environment = LD_LIBRARY_PATH MAIL_CONFIG\nexport_environment = LD_LIBRARY_PATH MAIL_CONFIG\n"
-            f"alias_maps =\nalias_database =\nlocal_recipient_maps =\n"
-            + ("smtpd_recipient_restrictions = check_client_access static:hold, permit\n" if self.hold else "")
-        )
-        (etc / "dynamicmaps.cf").touch()
-        rooms = "active bounce corrupt defer deferred flush hold incoming private saved trace maildrop public pid"
-        for name in rooms.split():
-            (spool / name).mkdir()
-            shutil.chown(spool / name, "root" if name == "pid" else self.owner)
-        shutil.chown(data, self.owner)
-        for name, mode in (("maildrop", 0o730), ("public", 0o710)):
-            shutil.chown(spool / name, group="mail")
-            (spool / name).chmod(mode)
+        settings = f"relayhost = [127.0.0.1]:{self.sink}\n"
+        if self.hold:
+            settings += "smtpd_recipient_restrictions = check_client_access static:hold, permit\n"
+        postfix_tree.furnish(debian("postfix"), self.directory, self.directory, self.port, settings)
 
     def command(self) -> Sequence[str | Path]:
         if os.geteuid() != 0:
             raise Unavailable("needs root")
-        return [debian("postfix") / "usr/lib/postfix/sbin/master", "-c", self.directory / "etc", "-d"]
+        return postfix_tree.master(debian("postfix"), self.directory)
 
     def environment(self) -> dict[str, str]:
-        return {**postfix_tool("master")[1], "MAIL_CONFIG": os.fspath(self.directory / "etc")}
+        return postfix_tree.environment(debian("postfix"), self.directory)
 
     def queued(self) -> int:
-        return _files(*(self.directory / "spool" / name for name in ("maildrop", "incoming", "active", "deferred")))
+        spool = self.directory / "spool"
+        return _files(*(spool / name for name in ("maildrop", "incoming", "active", "deferred")))
 
 
 class Contained(Server):

@@ -85,6 +85,15 @@ class Trace(msgspec.Struct):
     types: list[tuple[str, int]]
 
 
+def without_agent(record: RunRecord) -> str:
+    """Why a second look would see nothing: no agent answered in the first. Empty when one did."""
+    if not record.doses or any(
+        process.agent is not None for dose in record.doses for process in dose.snapshot.processes
+    ):
+        return ""
+    return f"{record.target.name} has no agent to tell where it opened what it keeps; `strace -k -f -p PID` may show it"
+
+
 class SecondLook(Experiment):
     """The same scenario on a traced target. `explain` fills in `opened_at` of what it sees again."""
 

@@ -37,6 +37,11 @@ class Listing(enum.StrEnum):
     resources = "resources"
 
 
+class By(enum.StrEnum):
+    connections = "connections"
+    time = "time"
+
+
 class ProfileName(enum.StrEnum):
     quick = "quick"
     standard = "standard"
@@ -66,6 +71,9 @@ def fail(text: object) -> NoReturn:
 def run(
     scenario: Annotated[str, typer.Argument(help="name, or path of a scenario file")] = "rejected-reuse",
     target: Annotated[str, typer.Option(help="see `seatbelt list targets`")] = "embedded",
+    attach: Annotated[
+        str | None, typer.Option(metavar="PID|:PORT|UNIT", help="a server that runs already, as the target")
+    ] = None,
     defect: Annotated[list[str] | None, typer.Option(metavar="NAME[:P]", help="re-open a bug; may be repeated")] = None,
     profile: Annotated[ProfileName, typer.Option(help="how long to look")] = ProfileName.quick,
     users: Annotated[int, typer.Option(min=1, max=1000, help="mail clients at the same time")] = 5,
@@ -91,7 +99,7 @@ def run(
 
     from harness import experiment, plan, reporting
     from harness import scenario as scenarios
-    from harness.attribution import DIRECTORY, SecondLook
+    from harness.attribution import DIRECTORY, SecondLook, without_agent
     from harness.load.process import LoadError
     from harness.progress import progress
     from harness.remote_mx.policy import Policy, PolicyError
@@ -114,8 +122,9 @@ def run(
             nofile=nofile or chosen.nofile,
             needs=chosen.needs,
             defects=tuple(defect or ()),
+            attach=attach or "",
         )
-        make_target = choose(target, settings)
+        make_target = choose("attach" if attach and target == "embedded" else target, settings)
         directory = _run_directory(runs, chosen.name)
         files = reporting.Files(html, junit, markdown)
         for path in (record, *files.chosen().values()):
@@ -129,9 +138,8 @@ def run(
             result = experiment.Experiment(chosen, make_target, directory, options, show).run()
             if attribution and result.findings:
                 traced = partial(make_target, traced=True)
-                result.attribution = SecondLook(chosen, traced, directory / DIRECTORY, options, show).explain(
-                    result.findings
-                )
+                second = SecondLook(chosen, traced, directory / DIRECTORY, options, show)
+                result.attribution = without_agent(result) or second.explain(result.findings)
     except (TargetError, LoadError, RemoteMXError) as error:
         fail(error)
     except KeyboardInterrupt:
@@ -298,6 +306,38 @@ def repro(
     from harness import reproducing
 
     raise typer.Exit(reproducing.run(record, finding, output))
+
+
+@app.command()
+def watch(
+    what: Annotated[str, typer.Argument(metavar="PID|:PORT|UNIT", help="as 4711, :25 or postfix.service")],
+    profile: Annotated[ProfileName, typer.Option(help="how long to look")] = ProfileName.soak,
+    by: Annotated[By | None, typer.Option(help="what makes a dose; connections where it listens")] = None,
+    every: Annotated[int | None, typer.Option(min=1, help="connections or seconds in the first dose [20, 10]")] = None,
+    history: Annotated[
+        Path | None, typer.Option(metavar="FILE.json", help="the record, which a later watch goes on with")
+    ] = None,
+    html: Annotated[Path | None, typer.Option(metavar="FILE.html", help="write the report as a page")] = None,
+    junit: Annotated[Path | None, typer.Option(metavar="FILE.xml", help="write it as JUnit XML")] = None,
+    markdown: Annotated[Path | None, typer.Option(metavar="FILE.md", help="write it for a pull request")] = None,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="print the verdict's line only")] = False,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="print what happens, line by line")] = False,
+) -> None:
+    """Judge a server that runs already by the work that it gets: probes only, no load."""
+    from harness import reporting, watching
+
+    files = reporting.Files(html, junit, markdown)
+    status = watching.run(
+        what,
+        profile=profile,
+        by=by.value if by else None,
+        every=every,
+        history=history,
+        files=files,
+        quiet=quiet,
+        verbose=verbose,
+    )
+    raise typer.Exit(status)
 
 
 @app.command()

@@ -32,7 +32,7 @@ from harness.quiescence import Quiescence
 from harness.remote_mx.ledger import LedgerReport, ListenerReport
 from harness.remote_mx.process import RemoteMX, RemoteMXError
 from harness.scenario import Scenario, SessionPlan
-from harness.targets import CountsTraffic, Rest, Target, TargetError
+from harness.targets import CountsTraffic, Rest, Target, TargetError, TellsWhatItOwes
 from reports.record import (
     Conditions,
     Dose,
@@ -363,6 +363,9 @@ class Experiment:
         queued = mail.in_spool(self._target.spool) if self._target.spool else set()
         ledger = self._ledger
         record.work = work = work_of(self._tallies, LedgerReport(), ledger)
+        if isinstance(self._target, TellsWhatItOwes):
+            owed = self._target.owed()
+            queued |= self._accepted if owed is None else owed
         local = mail.in_maildirs(self._target.mailboxes) if self._target.mailboxes else set()
         record.mail = mail.fates(self._accepted, ledger.delivered.keys() | local, ledger.bounced, queued)
         found = list(record.mail.values())

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from reports.record import MailFate
 
 _MESSAGE_ID = re.compile(rb"^message-id:\s*<([^>\r\n]+)>", re.IGNORECASE | re.MULTILINE)
+_ANYWHERE = re.compile(rb"message-id:\s*<([^>\s]+)>", re.IGNORECASE)
 _REPORT = re.compile(rb"^content-type:\s*multipart/report", re.IGNORECASE | re.MULTILINE)
 _READ_BYTES = 1 << 17
 
@@ -34,6 +35,22 @@ def in_spool(spool: Path) -> set[str]:
         header = message.partition(b"\r\n\r\n")[0]
         ids = _MESSAGE_ID.findall(message if _REPORT.search(header) else header)
         found.update(name.decode(errors="replace") for name in ids)
+    return found
+
+
+def in_files(paths: Iterable[Path]) -> set[str]:
+    """Message-IDs anywhere near the beginning of each file, whatever it is beside: for queues of a foreign format.
+
+    So a bounce that waits answers for the message that it returns.
+    """
+    found: set[str] = set()
+    for path in paths:
+        try:
+            with path.open("rb") as file:
+                beginning = file.read(_READ_BYTES)
+        except FileNotFoundError:
+            continue  # delivered since it was listed
+        found.update(name.decode(errors="replace") for name in _ANYWHERE.findall(beginning))
     return found
 
 

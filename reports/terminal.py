@@ -46,6 +46,8 @@ def render(record: RunRecord) -> RenderableType:
     parts: list[RenderableType] = [headline(record), _subject(record)]
     for number, finding in enumerate(record.findings, 1):
         parts += [Text(), *_finding(number, finding)]
+    if record.attribution and not all(finding.opened_at for finding in record.findings):
+        parts += [Text(), _line("attribution", record.attribution)]
     if record.verdict == "inconclusive" and len(record.reasons) > 1:
         parts += [Text(), Text("It is also inconclusive because:"), *map(_bullet, record.reasons[1:])]
     parts += [Text(), *_work(record), *_seen(record), Text(), *_footer(record)]
@@ -140,18 +142,21 @@ def _proof(finding: Finding) -> Iterator[Text]:
 
 def _work(record: RunRecord) -> Iterator[Text]:
     work = record.work
+    if not (work.sessions or work.messages):
+        return
     yield _line(
         "work",
         f"{_count(work.sessions, 'session')}, {_count(work.messages, 'message')} "
         f"({number(work.messages_per_session_in)} a session), {work.accepted:,} accepted",
     )
-    yield _line(
-        "relayed",
-        f"{_count(work.messages_out, 'transaction')} in {_count(work.sessions_out, 'session')} "
-        f"({number(work.messages_per_session_out)} a session), {work.refused_messages:,} refused entirely; "
-        f"{_count(work.refused_recipients, 'recipient')} refused by the target",
-    )
-    yield _line("mail", _fates(work))
+    if work.messages or work.messages_out:
+        yield _line(
+            "relayed",
+            f"{_count(work.messages_out, 'transaction')} in {_count(work.sessions_out, 'session')} "
+            f"({number(work.messages_per_session_out)} a session), {work.refused_messages:,} refused entirely; "
+            f"{_count(work.refused_recipients, 'recipient')} refused by the target",
+        )
+        yield _line("mail", _fates(work))
     failures = record.load.failures
     if failures:
         yield _line("load", f"{_count(failures, 'failure')}: {'; '.join(record.load.errors[:MAX_EXAMPLES])}")
@@ -180,6 +185,9 @@ def _seen(record: RunRecord) -> Iterator[Text]:
             unjudged.setdefault(each.reason, []).append(each.role)
     for reason, names in unjudged.items():
         yield _line("not judged", f"{', '.join(names)}: {reason}")
+    for each in memory:
+        if each.verdict == "clean" and each.reason:
+            yield _line("in part", f"memory of {each.role}: {each.reason}")
 
 
 def _by_metric(tested: Iterable[Tested]) -> dict[str, list[Tested]]:

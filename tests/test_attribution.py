@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from harness import scenario as scenarios
-from harness.attribution import SecondLook
+from harness.attribution import SecondLook, without_agent
 from harness.experiment import Options
 from harness.targets.embedded import Embedded
-from reports.record import Finding
+from reports.record import AgentReading, Dose, Finding, Process, RunRecord, Snapshot, TargetInfo
 
 
 def look(tmp_path: Path, scenario: str, defect: str, finding: Finding) -> str:
@@ -41,3 +41,11 @@ def test_what_was_never_opened_needs_no_second_look(tmp_path: Path, resource: st
     finding = Finding(resource, kind, kind)  # type: ignore[arg-type]
     assert look(tmp_path, "rejected-reuse", "transfer-fd-leak", finding) == ""
     assert finding.opened_at == []
+
+
+def test_a_target_without_an_agent_is_not_looked_at_again_and_the_record_says_why() -> None:
+    process = Process(1, 1, "smtpd")
+    record = RunRecord("accepted", TargetInfo("postfix"), doses=[Dose(snapshot=Snapshot(processes=[process]))])
+    assert without_agent(record).startswith("postfix has no agent")
+    process.agent = AgentReading(blocks=1)
+    assert without_agent(record) == ""

@@ -8,6 +8,9 @@ A key is (role, resource, kind, class). What keeps innocent behaviour out:
 - an identity is filed under its class at its last sighting, so a connection that drifts to CLOSE_WAIT stays one;
 - survivors count as evidence only as far as the number held has risen, so a pool that replaces its members is no leak;
 - no single burst is evidence (`evidence`).
+A worker that ends after its hundredth client (prefork) takes along what it kept. That counts as kept, up to its last
+rest, if it came at LEAST_RISES or more of that worker's rests: opening a few things when they are first needed, in
+every life anew, is no leak, and that is what fewer look like.
 Threads have no identity that /proc shows, nor tasks and timers one that an agent could tell, so each process's lasting
 rise in their number stands for survivors.
 
@@ -25,6 +28,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import NamedTuple
 
 from harness.detectors import wording
@@ -36,6 +40,7 @@ from reports.record import AgentReading, Finding, Process, Resource, RunRecord, 
 
 ALPHA_SHARE = 0.4
 MAX_EXAMPLES = 5
+LEAST_RISES = 5
 LARGEST_EXPONENT = 700.0  # exp() of more is no float
 
 Identity = tuple[object, ...]
@@ -130,8 +135,37 @@ def series(judged: Rests) -> dict[Key, Series]:
             column.pids.add(sighting.pid)
         if len(column.examples) < MAX_EXAMPLES:
             column.examples.append(sighting.example)
+    _add_ended(columns, alive, present)
     _add_anonymous(columns, snapshots)
     return dict(columns)
+
+
+def _add_ended(
+    columns: dict[Key, Series], alive: list[dict[Identity, Sighting]], present: list[set[ProcessId]]
+) -> None:
+    """What processes that ended had kept up to their last rest: it stays counted, as if they had not."""
+    for end, (now, later) in enumerate(pairwise(present)):
+        births: defaultdict[tuple[ProcessId, Key], list[tuple[int, Sighting]]] = defaultdict(list)
+        for identity, sighting in alive[end].items() if now - later else ():
+            owner = sighting.owner
+            if owner is None or owner in later:
+                continue
+            born = end
+            while born > 0 and identity in alive[born - 1]:
+                born -= 1
+            if born > 0 and owner in present[born - 1]:
+                births[owner, sighting.key].append((born, sighting))
+        for (owner, key), born_at in births.items():
+            if len({born for born, _ in born_at}) < LEAST_RISES:
+                continue
+            column = columns[key]
+            column.pids.add(owner[0])
+            for born, sighting in born_at:
+                column.survivors[born - 1] += 1
+                if len(column.examples) < MAX_EXAMPLES:
+                    column.examples.append(sighting.example)
+            for number in range(end + 1, len(present)):
+                column.held[number] += len(born_at)
 
 
 def sightings(snapshot: Snapshot) -> Iterator[tuple[Identity, Sighting]]:

@@ -76,6 +76,14 @@ class Target(Protocol):
 
 
 @runtime_checkable
+class TellsWhatItOwes(Protocol):
+    """A target that can say which messages it has, though its spool is of a layout of its own."""
+
+    def owed(self) -> set[str] | None:
+        """Message-IDs; None: nobody can look, and nothing can be called lost. Raises TargetError."""
+
+
+@runtime_checkable
 class CountsTraffic(Protocol):
     """A target whose processes count what they send each other."""
 

@@ -14,7 +14,11 @@ from typing import Protocol
 from harness import __version__
 from harness.targets import Target, TargetError
 
-TARGETS = {"embedded": "the MTA of this repository, with --defect to re-open a historical bug"}
+TARGETS = {
+    "embedded": "the MTA of this repository, with --defect to re-open a historical bug",
+    "attach": "a server that runs already, untouched: --attach PID, :PORT or UNIT.service",
+    "postfix": "Debian's Postfix, unpacked and not installed; needs root and, the first time, a network",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +30,7 @@ class Settings:
     nofile: int | None = None  # limit of descriptors
     needs: tuple[str, ...] = ()  # of the scenario
     defects: tuple[str, ...] = ()  # NAME or NAME:P
+    attach: str = ""  # PID, :PORT or UNIT.service
 
 
 class MakeTarget(Protocol):
@@ -38,6 +43,8 @@ def choose(name: str, settings: Settings) -> MakeTarget:
     """Raises TargetError for a target that there is not, and for settings that it cannot have."""
     if name not in _MAKERS:
         raise TargetError(f"no target called {name!r}. There is: {', '.join(TARGETS)}")
+    if settings.attach and name != "attach":
+        raise TargetError(f"--attach {settings.attach} is a target of its own: leave out --target {name}")
     return _MAKERS[name](settings)
 
 
@@ -60,4 +67,39 @@ def _embedded(settings: Settings) -> MakeTarget:
     )
 
 
-_MAKERS: dict[str, Callable[[Settings], MakeTarget]] = {"embedded": _embedded}
+def _postfix(settings: Settings) -> MakeTarget:
+    from harness.targets.postfix import Postfix, tree
+
+    _only_relays("postfix", settings)
+    return partial(Postfix, tree=tree(), port=settings.port, nofile=settings.nofile)
+
+
+def _attach(settings: Settings) -> MakeTarget:
+    from harness.targets.attach import Attached
+
+    if not settings.attach:
+        raise TargetError("attach: to what? --attach PID, :PORT or UNIT.service")
+    _only_relays("attach", settings)
+    if settings.nofile is not None:
+        raise TargetError("attach: a server that runs already has its limit of descriptors (prlimit(1) changes it)")
+    target = Attached(settings.attach, port=settings.port)
+
+    def make(directory: Path, ports: dict[str, int], *, traced: bool = False) -> Target:
+        return target
+
+    return make
+
+
+def _only_relays(name: str, settings: Settings) -> None:
+    """Raises TargetError for what is asked of a server that we did not write, and that it is not set up for."""
+    if settings.defects:
+        raise TargetError(f"--defect re-opens bugs of the embedded target; {name} has its own")
+    if settings.needs:
+        raise TargetError(f"the scenario needs {', '.join(settings.needs)}, which {name} is not set up with")
+
+
+_MAKERS: dict[str, Callable[[Settings], MakeTarget]] = {
+    "embedded": _embedded,
+    "attach": _attach,
+    "postfix": _postfix,
+}

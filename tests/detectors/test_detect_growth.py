@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from harness.detectors import growth
 from harness.detectors.slopes import slope, without_largest_step
+from reports.record import RunRecord
 
 UNITS = (50, 100, 200, 400, 800)
 WORK = cumulative(UNITS)
@@ -177,6 +178,55 @@ def test_a_helper_that_comes_and_goes_is_not_judged_and_spoils_nothing() -> None
     del record.doses[3].snapshot.processes[1]
     judged = growth.judge(record)
     assert by_role(judged) == {"transfer": "clean", "bounce": "inconclusive"}
+    assert judged.reasons == []
+
+
+def test_pages_that_come_by_chance_are_no_leak() -> None:
+    """Seen in Postfix's cleanup: few pages in a round, more in the next, and hardly any in the long run."""
+    units = (20, 40, 80)
+    for pages in ((3, 2, 7), (5, 3, 8), (2, 3, 6)):
+        random = np.random.default_rng(sum(pages))
+        level = np.zeros(48)
+        for number, count in enumerate(pages):
+            for at in random.integers(1, 16, count):
+                level[16 * number + at :] += 4096
+        (tested,) = growth.judge(memory_record({"cleanup": level}, units)).tested
+        assert tested.verdict != "leak", pages
+
+
+def prefork(leak: float, workers: int = 4) -> RunRecord:
+    """Workers of one role that share the work, each of which keeps `leak` objects of every unit that it does."""
+    random = np.random.default_rng(1)
+    work = cumulative((50, 100))
+    levels = {
+        f"smtpd {number}": noise(random, len(work), scale=1.4) + leak * work / workers for number in range(workers)
+    }
+    record = memory_record(levels, (50, 100), objects=True)
+    for dose in record.doses:
+        for process in dose.snapshot.processes:
+            process.role = "smtpd"
+    return record
+
+
+@pytest.mark.parametrize(("leak", "verdict"), [(0.0, "clean"), (1.0, "leak")])
+def test_a_worker_that_comes_late_neither_fakes_nor_hides_what_its_role_keeps(leak: float, verdict: str) -> None:
+    record = prefork(leak)
+    for dose in record.doses[:10]:
+        del dose.snapshot.processes[3]
+    (tested,) = growth.judge(record).tested
+    assert tested.verdict == verdict
+    assert tested.rate == pytest.approx(leak * 3 / 4, abs=0.02)
+    if verdict == "clean":
+        assert "the 3 of its processes that stayed; 1 came or went" in tested.reason
+
+
+def test_workers_that_recycle_are_not_judged_and_spoil_nothing() -> None:
+    record = prefork(1.0)
+    for number, dose in enumerate(record.doses):
+        for index, process in enumerate(dose.snapshot.processes[1:]):
+            process.started += (number + index) // 5
+    judged = growth.judge(record)
+    assert [each.reason for each in judged.tested] == [growth.COMES_AND_GOES]
     assert judged.reasons == []
 
 

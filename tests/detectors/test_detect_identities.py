@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -173,6 +174,37 @@ def test_a_leak_in_a_process_that_was_started_late_is_found() -> None:
     [finding] = findings(run(holding(held, [107, 207, 207, 207, 207])))
     assert finding.pids == [207]
     assert finding.survivors == [0, 40, 80, 160]
+
+
+LIFE = 8  # rests of a worker, before another takes its place
+
+
+def recycling(at_rest: Callable[[int, int], list[Descriptor]]) -> RunRecord:
+    """Four workers over two memory rounds, none of which sees the end: `at_rest(worker's number, its age)` is held."""
+    record = record_of(world(), (20, 20), (20, 40))
+    for number, dose in enumerate(record.doses):
+        for slot in range(4):
+            life, age = divmod(number + 2 * slot, LIFE)
+            worker = idle_process("smtpd", 500 + slot, started=1000 + life)
+            worker.descriptors = worker.descriptors + at_rest(4 * life + slot, age)
+            dose.snapshot.processes.append(worker)
+    return record
+
+
+def test_a_leak_in_workers_that_recycle_is_found_though_every_worker_takes_its_own_along() -> None:
+    record = recycling(lambda worker, age: [message_file(50 + each, 100 * worker + each) for each in range(2 * age)])
+    (finding,) = findings(record)
+    assert (finding.role, finding.label) == ("smtpd", "message file (deleted)")
+    # Eight at a rest, whatever its dose, less what each worker held when it was first seen.
+    assert finding.rate == pytest.approx(8 * 32 / (20 + 16 * 20 + 16 * 40), rel=0.25)
+
+
+@pytest.mark.parametrize("opens", [1, 3])
+def test_what_every_worker_opens_once_when_it_needs_it_is_no_leak(opens: int) -> None:
+    def lazily(worker: int, age: int) -> list[Descriptor]:
+        return [connection(50 + each, 1000 + 10 * worker + each) for each in range(min(opens, age))]
+
+    assert findings(recycling(lazily)) == []
 
 
 def test_a_dose_without_rest_is_not_judged_but_its_work_counts() -> None:

@@ -1,0 +1,92 @@
+"""`seatbelt watch`: a long look at a live process, port or unit. What it prints, and its exit status.
+
+Owns: where the history is kept. Never: decides when a dose is over (`soak`), or judges.
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import typer
+from rich.console import Console
+
+from harness import reporting
+from harness.plan import PROFILES
+from harness.progress import progress
+from harness.soak import FIRST_DOSE, By, HistoryError, Soak, usual
+from harness.targets import TargetError
+from harness.targets.attach import Attached
+from reports import terminal
+from reports.record import RecordError, RunRecord
+
+CLEAN, FINDING, USAGE, INCONCLUSIVE = 0, 1, 2, 3
+EXIT_STATUS = {"clean": CLEAN, "leak": FINDING, "inconclusive": INCONCLUSIVE}
+DIRECTORY = Path("runs")
+
+
+def run(
+    what: str,
+    *,
+    profile: str,
+    by: By | None,
+    every: int | None,
+    history: Path | None,
+    files: reporting.Files,
+    quiet: bool,
+    verbose: bool,
+) -> int:
+    """The exit status. The history is written in any case, Ctrl-C and SIGTERM included."""
+    try:
+        target = Attached(what)
+        by = by or usual(target)
+        if by == "connections" and not target.found.ports:
+            raise TargetError(f"{target.version} listens nowhere: there are no connections to count; use --by time")
+        path = history or DIRECTORY / f"watch-{_slug(what)}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with progress(quiet=quiet, verbose=verbose) as show, _terminated_as_interrupted():
+            soak = Soak(target, path, show, profile=PROFILES[profile], by=by, first_dose=every or FIRST_DOSE[by])
+            if not quiet:
+                _introduce(target, soak, path)
+            record = soak.run()
+        reporting.write(record, files)
+    except (TargetError, HistoryError, RecordError, OSError) as error:
+        print(f"seatbelt: {error}", file=sys.stderr)
+        return USAGE
+    _print(record, path, quiet=quiet)
+    return EXIT_STATUS[record.verdict]
+
+
+def _introduce(target: Attached, soak: Soak, path: Path) -> None:
+    ports = f", ports {' '.join(map(str, target.found.ports))}" if target.found.ports else ""
+    typer.echo(f"watching {target.version}{ports}, by the {soak.record.judgement.unit}; Ctrl-C ends it", err=True)
+    if soak.went_on:
+        typer.echo(f"going on after dose {len(soak.record.doses)} of {path}", err=True)
+
+
+def _print(record: RunRecord, path: Path, *, quiet: bool) -> None:
+    console = Console()
+    if quiet:
+        console.print(terminal.headline(record), soft_wrap=True)
+        return
+    terminal.print_report(record, console)
+    console.print(f"record  {path}", soft_wrap=True, highlight=False)
+
+
+def _slug(what: str) -> str:
+    """``:25`` is ``port-25``, for a file's name."""
+    return re.sub(r"[^\w.-]", "_", f"port-{what[1:]}" if what.startswith(":") else what)
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """A service manager's SIGTERM is a Ctrl-C: the record is written."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,160 @@
+"""Postfix as a target: Debian's own, unpacked. It relays, rests, tells its deaths, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import smtplib
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import psutil
+import pytest
+
+from harness import scenario as scenarios
+from harness.experiment import Experiment, Options
+from harness.plan import Profile
+from harness.probes.snapshot import take_snapshot
+from harness.remote_mx.process import RemoteMX
+from harness.targets import TargetError
+from harness.targets.choice import Settings, choose
+from harness.targets.postfix import Postfix
+from tests.debian import unpacked
+from tests.probes.probed import line, until
+
+COUNTS = Profile("counts", (1, 1), (1, 2, 4, 8), 0, stop_at_count_finding=True)
+
+
+@pytest.fixture
+def tree() -> Path:
+    if os.geteuid() != 0:
+        pytest.skip("needs root: Postfix's master gives its services to another user")
+    return unpacked("postfix")
+
+
+@pytest.fixture
+def scratch(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where temporary directories are made meanwhile; Postfix's user must be able to pass it."""
+    with tempfile.TemporaryDirectory(prefix="sb-") as name:
+        Path(name).chmod(0o711)
+        monkeypatch.setattr(tempfile, "tempdir", name)
+        yield Path(name)
+
+
+@pytest.fixture
+def mx() -> Iterator[RemoteMX]:
+    with RemoteMX({"refusing": "", "home": ""}) as server:
+        yield server
+
+
+@pytest.fixture
+def target(tree: Path, tmp_path: Path, scratch: Path, mx: RemoteMX) -> Iterator[Postfix]:
+    postfix = Postfix(tmp_path, mx.ports, tree=tree)
+    postfix.start()
+    yield postfix
+    postfix.stop()
+
+
+def submit(target: Postfix, message_id: str, recipient: str) -> None:
+    with smtplib.SMTP(*target.address, local_hostname="client.test", timeout=20) as client:
+        client.sendmail("a@sender.test", [recipient], f"Message-ID: <{message_id}>\r\n\r\nhello\r\n")
+
+
+def roles(target: Postfix) -> set[str]:
+    return {process.role for process in take_snapshot(target.root_pid).processes}
+
+
+def test_it_relays_bounces_and_comes_to_rest_and_each_service_is_a_role(target: Postfix, mx: RemoteMX) -> None:
+    mx.set_policy("refusing", "rcpt=550/2")
+    for number in range(2):
+        submit(target, f"{number}@sender.test", "x@accepted.test")
+    until(lambda: not target.rest().busy, "rest after mail")
+    ledger = mx.ledger()
+    ours = {"0@sender.test", "1@sender.test"}
+    assert len(ledger.bounced) == 1
+    assert set(ledger.bounced) | (ledger.delivered.keys() & ours) == ours
+    assert target.rest().backlog == 0
+    assert {"master", "smtpd", "cleanup", "qmgr", "smtp", "bounce", "postlogd"} <= roles(target)
+    assert target.version[0].isdigit()
+    assert target.deaths() == []
+
+
+def test_it_refuses_whom_no_rule_relays(target: Postfix) -> None:
+    with pytest.raises(smtplib.SMTPRecipientsRefused) as refused:
+        submit(target, "1@sender.test", "nobody@nowhere.invalid")
+    assert refused.value.recipients["nobody@nowhere.invalid"][0] == 550
+
+
+def test_what_is_put_off_is_owed_until_it_is_hurried(target: Postfix, mx: RemoteMX) -> None:
+    mx.set_policy("refusing", "rcpt=450")
+    submit(target, "late@sender.test", "x@refused.test")
+    until(lambda: target.rest().backlog == 1 and not target.rest().busy, "the message waits for its next try")
+    assert target.owed() == {"late@sender.test"}
+    mx.set_policy("refusing", "")
+    target.hurry()
+    until(lambda: "late@sender.test" in mx.ledger().delivered, "the message is delivered")
+    until(lambda: target.owed() == set(), "nothing is owed")
+
+
+def test_a_service_that_dies_is_told_with_its_signal(target: Postfix) -> None:
+    (qmgr,) = [child for child in psutil.Process(target.root_pid).children() if child.name() == "qmgr"]
+    qmgr.send_signal(signal.SIGSEGV)
+    until(lambda: target.deaths() != [], "master tells its log")
+    (death,) = target.deaths()
+    assert (death.role, death.pid) == ("qmgr", qmgr.pid)
+    assert death.text == "qmgr died: killed by signal 11"
+    assert len(target.deaths()) == 1, "it is told once"
+
+
+def test_it_stops_and_leaves_nothing_behind(target: Postfix, scratch: Path) -> None:
+    submit(target, "1@sender.test", "x@accepted.test")
+    family = [psutil.Process(target.root_pid), *psutil.Process(target.root_pid).children(recursive=True)]
+    target.stop()
+    assert psutil.wait_procs(family, timeout=10)[1] == []
+    assert list(scratch.iterdir()) == []
+    assert target.deaths() == [], "somebody asked for it"
+    target.stop()  # a second time is nothing
+
+
+def test_a_harness_that_is_killed_leaves_no_server_behind(tree: Path, tmp_path: Path, scratch: Path) -> None:
+    script = (
+        "import sys, time; from pathlib import Path; from harness.targets.postfix import Postfix\n"
+        "target = Postfix(Path(sys.argv[1]), {'refusing': 2, 'home': 2}, tree=Path(sys.argv[2]))\n"
+        "target.start(); print(target.root_pid, flush=True); time.sleep(60)"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path), str(tree)]
+    environment = {**os.environ, "TMPDIR": str(scratch)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as harness:
+        master = psutil.Process(int(line(harness)))
+        family = [master, *master.children(recursive=True)]
+        harness.kill()
+    assert psutil.wait_procs(family, timeout=10)[1] == []
+
+
+def test_what_it_cannot_do_is_said_before_it_starts(tree: Path, tmp_path: Path) -> None:
+    for settings, words in (
+        (Settings(defects=("transfer-fd-leak",)), "--defect"),
+        (Settings(needs=("tls",)), "needs tls"),
+    ):
+        with pytest.raises(TargetError, match=words):
+            choose("postfix", settings)
+    postfix = Postfix(tmp_path, {"refusing": 2, "home": 2}, tree=tree)
+    with pytest.raises(TargetError, match="has not been started"):
+        postfix.rest()
+    with pytest.raises(TargetError, match="'reload'"):
+        postfix.operate("reload")
+
+
+@pytest.mark.parametrize("name", ["rejected-reuse", "abort-at-every-state"])
+def test_a_run_does_its_work_and_is_clean(tree: Path, tmp_path: Path, scratch: Path, name: str) -> None:
+    make = partial(Postfix, tree=tree)
+    record = Experiment(scenarios.load(name), make, tmp_path, Options(profile=COUNTS, units=20), lambda *_: None).run()
+    assert (record.verdict, record.reasons, record.findings) == ("clean", [], [])
+    assert record.work.lost == 0
+    if name == "rejected-reuse":
+        assert record.work.refused_messages == record.work.accepted == record.work.bounced >= 300
+        assert record.work.messages_per_session_out >= 20
