@@ -168,6 +168,7 @@ def test_the_limit_on_descriptors_is_every_processs(tmp_path: Path, scratch: Pat
     target = Embedded(tmp_path, NOWHERE, version="test", nofile=200)
     target.start()
     try:
+        until(lambda: roles(target) == EVERY_ROLE, "every process has its name")
         limits = [Path(f"/proc/{each.pid}/limits").read_text() for each in family(target)]
         assert len(limits) == len(EVERY_ROLE)
         assert all(re.search(r"^Max open files +200 +200 ", text, re.MULTILINE) for text in limits)
