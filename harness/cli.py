@@ -70,9 +70,12 @@ def fail(text: object) -> NoReturn:
 @app.command()
 def run(
     scenario: Annotated[str, typer.Argument(help="name, or path of a scenario file")] = "rejected-reuse",
-    target: Annotated[str, typer.Option(help="see `seatbelt list targets`")] = "embedded",
+    target: Annotated[str | None, typer.Option(help="see `seatbelt list targets`; embedded, if nothing else")] = None,
     attach: Annotated[
         str | None, typer.Option(metavar="PID|:PORT|UNIT", help="a server that runs already, as the target")
+    ] = None,
+    command: Annotated[
+        str | None, typer.Option(metavar="ARGV", help="any server, as 'PROGRAM … {port}' (docs/targets.md)")
     ] = None,
     defect: Annotated[list[str] | None, typer.Option(metavar="NAME[:P]", help="re-open a bug; may be repeated")] = None,
     profile: Annotated[ProfileName, typer.Option(help="how long to look")] = ProfileName.quick,
@@ -123,8 +126,10 @@ def run(
             needs=chosen.needs,
             defects=tuple(defect or ()),
             attach=attach or "",
+            command=command or "",
+            relays=chosen.relays,
         )
-        make_target = choose("attach" if attach and target == "embedded" else target, settings)
+        make_target = choose(target, settings)
         directory = _run_directory(runs, chosen.name)
         files = reporting.Files(html, junit, markdown)
         for path in (record, *files.chosen().values()):

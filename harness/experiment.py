@@ -32,7 +32,7 @@ from harness.quiescence import Quiescence
 from harness.remote_mx.ledger import LedgerReport, ListenerReport
 from harness.remote_mx.process import RemoteMX, RemoteMXError
 from harness.scenario import Scenario, SessionPlan
-from harness.targets import CountsTraffic, Rest, Target, TargetError, TellsWhatItOwes
+from harness.targets import CountsTraffic, FollowsMail, Rest, Target, TargetError, TellsWhatItOwes
 from reports.record import (
     Conditions,
     Dose,
@@ -146,6 +146,8 @@ class Experiment:
         self._target = self._make_target(self.directory, self._mx.ports)
         running.callback(self._target.stop)
         self._target.start()
+        if isinstance(self._target, FollowsMail):
+            self._target.follow(self._unseen)
         self._quiescence = Quiescence(
             self._target,
             self._mx,
@@ -366,12 +368,20 @@ class Experiment:
         if isinstance(self._target, TellsWhatItOwes):
             owed = self._target.owed()
             queued |= self._accepted if owed is None else owed
-        local = mail.in_maildirs(self._target.mailboxes) if self._target.mailboxes else set()
-        record.mail = mail.fates(self._accepted, ledger.delivered.keys() | local, ledger.bounced, queued)
+        record.mail = mail.fates(self._accepted, ledger.delivered.keys() | self._local(), ledger.bounced, queued)
         found = list(record.mail.values())
         work.delivered, work.bounced = found.count("delivered"), found.count("bounced")
         work.queued, work.lost = found.count("queued"), found.count("lost")
         work.duplicated = len(ledger.duplicated)
+
+    def _local(self) -> set[str]:
+        """What the target delivered itself."""
+        return mail.in_maildirs(self._target.mailboxes) if self._target.mailboxes else set()
+
+    def _unseen(self) -> int:
+        """Accepted messages that have not arrived anywhere so far. Raises RemoteMXError."""
+        ledger = self._mx.ledger()
+        return len(self._accepted - ledger.delivered.keys() - set(ledger.bounced) - self._local())
 
 
 def planned(session: SessionPlan, units: int) -> PlannedSession:

@@ -36,6 +36,9 @@ LOCAL_DOMAINS = {  # delivered by the target itself: into a maildir, or by progr
 # TCP only, or says that they take no mail (RFC 7505). Whatever is found is the remote MX.
 DNS_DOMAINS = ("known.test", "unknown.test", "servfail.test", "timeout.test", "truncated.test", "null.test")
 LOGIN, PASSWORD = "load", "a password for the load"  # where AUTH is needed
+RELAYED = frozenset(
+    {"refused_messages", "delivered", "bounced", "messages_out", "sessions_out", "messages_per_session_out"}
+)
 DEFAULT_SENDER = f"bob@{SENDER_DOMAIN}"
 _ADDRESS = re.compile(r"[!-;=?-~]+@[!-;=?-~]+")
 
@@ -144,6 +147,11 @@ class Scenario:
             if promise.what not in Work.__struct_fields__:
                 known = ", ".join(Work.__struct_fields__)
                 raise ValueError(f"scenario {self.name}: nobody counts the promised {promise.what!r}; one of {known}")
+
+    @property
+    def relays(self) -> bool:
+        """Whether it promises work that only a target does which passes mail on to the remote MX."""
+        return "local" not in self.needs and any(promise.what in RELAYED for promise in self.promises)
 
     def plan(self, seed: int, dose: int, units: int, first: int = 0) -> dict[int, SessionPlan]:
         """The sessions of `units` units of a dose, beginning with unit `first`: each by the number of its first unit.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -89,3 +89,11 @@ class CountsTraffic(Protocol):
 
     def traffic(self) -> list[Traffic]:
         """Since the target started. Raises TargetError when the target cannot be asked."""
+
+
+@runtime_checkable
+class FollowsMail(Protocol):
+    """A target that cannot say what it owes, and rests when all that it accepted has arrived somewhere."""
+
+    def follow(self, unseen: Callable[[], int]) -> None:
+        """`unseen` tells how many accepted messages have been neither delivered nor bounced so far."""

@@ -2,8 +2,7 @@
 
 Owns: which process is meant. Never: starts, stops or signals it, reads its configuration.
 
-It cannot be asked whether it rests: it does when no client is connected and, for half a second, no process, thread or
-descriptor came or went.
+It cannot be asked whether it rests: it does when it is still (`stillness`).
 """
 
 from __future__ import annotations
@@ -13,18 +12,16 @@ import shlex
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from harness.probes import processes, sockets
 from harness.probes import snapshot as probe
-from harness.probes.arrivals import Arrivals
 from harness.targets import Rest, TargetError
+from harness.targets.stillness import Stillness
 from reports.record import Incident
 
-STILL_S = 0.5
 SYSTEMCTL_TIMEOUT_S = 10.0
 
 
@@ -52,9 +49,7 @@ class Attached:
         self.found = locate(what)
         self.version = f"{self.found.title} (pid {self.found.pid})"
         self._port = port or _port(what)
-        self._arrivals = Arrivals(self.found.pid, self.found.ports)
-        self._seen: object = None
-        self._moved = 0.0
+        self._stillness = Stillness(self.found.pid, self.found.ports)
 
     @property
     def root_pid(self) -> int:
@@ -84,13 +79,7 @@ class Attached:
         return now is not None and now.started == self.found.started and now.state != "Z"
 
     def rest(self) -> Rest:
-        self._arrivals.look()
-        now = (probe.quiet(processes.tree(self.found.pid)), self._arrivals.open)
-        if now != self._seen:
-            self._seen, self._moved = now, time.monotonic()
-        if self._arrivals.open:
-            return Rest({"clients connected": self._arrivals.open})
-        return Rest({"moved just now": 1} if time.monotonic() < self._moved + STILL_S else {})
+        return Rest(self._stillness.busy())
 
     def owed(self) -> None:
         """Nobody here can look into its queue."""

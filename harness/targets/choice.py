@@ -17,8 +17,11 @@ from harness.targets import Target, TargetError
 TARGETS = {
     "embedded": "the MTA of this repository, with --defect to re-open a historical bug",
     "attach": "a server that runs already, untouched: --attach PID, :PORT or UNIT.service",
+    "command": "any server, started from its command line: --command 'PROGRAM … {port}'",
     "postfix": "Debian's Postfix, unpacked and not installed; needs root and, the first time, a network",
 }
+
+DEFAULT = "embedded"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +34,8 @@ class Settings:
     needs: tuple[str, ...] = ()  # of the scenario
     defects: tuple[str, ...] = ()  # NAME or NAME:P
     attach: str = ""  # PID, :PORT or UNIT.service
+    command: str = ""  # its words, with placeholders
+    relays: bool = False  # the scenario's promises are kept by a target that relays only
 
 
 class MakeTarget(Protocol):
@@ -39,12 +44,18 @@ class MakeTarget(Protocol):
     def __call__(self, directory: Path, ports: dict[str, int], *, traced: bool = False) -> Target: ...
 
 
-def choose(name: str, settings: Settings) -> MakeTarget:
-    """Raises TargetError for a target that there is not, and for settings that it cannot have."""
+def choose(name: str | None, settings: Settings) -> MakeTarget:
+    """None: the one that the settings mean. Raises TargetError for what there is not, or what it cannot have."""
+    meant = [each for each in ("attach", "command") if getattr(settings, each)]
+    if len(meant) > 1:
+        raise TargetError(f"--{meant[0]} and --{meant[1]} are two targets: choose one")
+    name = name or (meant[0] if meant else DEFAULT)
     if name not in _MAKERS:
         raise TargetError(f"no target called {name!r}. There is: {', '.join(TARGETS)}")
-    if settings.attach and name != "attach":
-        raise TargetError(f"--attach {settings.attach} is a target of its own: leave out --target {name}")
+    if meant and name != meant[0]:
+        raise TargetError(
+            f"--{meant[0]} {getattr(settings, meant[0])} is a target of its own: leave out --target {name}"
+        )
     return _MAKERS[name](settings)
 
 
@@ -74,6 +85,19 @@ def _postfix(settings: Settings) -> MakeTarget:
     return partial(Postfix, tree=tree(), port=settings.port, nofile=settings.nofile)
 
 
+def _command(settings: Settings) -> MakeTarget:
+    from harness.targets.command import Command
+    from harness.targets.server import from_command
+
+    if not settings.command:
+        raise TargetError("command: which? --command 'PROGRAM ARGUMENT … {port}'")
+    server = from_command(settings.command)
+    _only_relays("command", settings)
+    if settings.relays and not server.relays:
+        raise TargetError("the scenario needs a server that relays: put {relay_port} into --command, or choose another")
+    return partial(Command, server=server, port=settings.port, nofile=settings.nofile)
+
+
 def _attach(settings: Settings) -> MakeTarget:
     from harness.targets.attach import Attached
 
@@ -101,5 +125,6 @@ def _only_relays(name: str, settings: Settings) -> None:
 _MAKERS: dict[str, Callable[[Settings], MakeTarget]] = {
     "embedded": _embedded,
     "attach": _attach,
+    "command": _command,
     "postfix": _postfix,
 }
