@@ -40,7 +40,7 @@ def unpack(package: str, cache: Path | None = None) -> Path:
     root = (cache or cache_directory()) / "debian"
     root.mkdir(parents=True, exist_ok=True)
     tree = root / package
-    with _locked(root / f"{package}.lock"):
+    with locked(root / f"{package}.lock"):
         if not tree.exists():
             _fetch(package, tree)
     return tree
@@ -53,7 +53,8 @@ def library_path(tree: Path) -> str:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
+    """One process at a time, of all that ask for the same `path`, which is made."""
     with path.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
