@@ -183,19 +183,22 @@ class Ours(Server):
 class Postfix(Server):
     name = "Postfix"
 
+    def programs(self) -> postfix_tree.Programs:
+        return postfix_tree.Programs.unpacked(debian("postfix"))
+
     def configure(self) -> None:
         settings = f"relayhost = [127.0.0.1]:{self.sink}\n"
         if self.hold:
             settings += "smtpd_recipient_restrictions = check_client_access static:hold, permit\n"
-        postfix_tree.furnish(debian("postfix"), self.directory, self.directory, self.port, settings)
+        postfix_tree.furnish(self.programs(), self.directory, self.directory, self.port, settings)
 
     def command(self) -> Sequence[str | Path]:
         if os.geteuid() != 0:
             raise Unavailable("needs root")
-        return postfix_tree.master(debian("postfix"), self.directory)
+        return postfix_tree.master(self.programs(), self.directory)
 
     def environment(self) -> dict[str, str]:
-        return postfix_tree.environment(debian("postfix"), self.directory)
+        return postfix_tree.environment(self.programs(), self.directory)
 
     def queued(self) -> int:
         spool = self.directory / "spool"

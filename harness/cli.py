@@ -77,6 +77,9 @@ def run(
     command: Annotated[
         str | None, typer.Option(metavar="ARGV", help="any server, as 'PROGRAM … {port}' (docs/targets.md)")
     ] = None,
+    binary: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="the server's program, instead of Debian's package")
+    ] = None,
     defect: Annotated[list[str] | None, typer.Option(metavar="NAME[:P]", help="re-open a bug; may be repeated")] = None,
     profile: Annotated[ProfileName, typer.Option(help="how long to look")] = ProfileName.quick,
     users: Annotated[int, typer.Option(min=1, max=1000, help="mail clients at the same time")] = 5,
@@ -128,6 +131,7 @@ def run(
             attach=attach or "",
             command=command or "",
             relays=chosen.relays,
+            binary=binary,
         )
         make_target = choose(target, settings)
         directory = _run_directory(runs, chosen.name)

@@ -5,6 +5,7 @@ A target's own module is imported when it is chosen, not before: `seatbelt --hel
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -20,8 +21,8 @@ TARGETS = {
     "command": "any server, started from its command line: --command 'PROGRAM … {port}'",
     "postfix": "Debian's Postfix, unpacked and not installed; needs root and, the first time, a network",
 }
-
 DEFAULT = "embedded"
+WITH_BINARY = ("postfix",)  # started from their own programs, Debian's or those that --binary says
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +37,7 @@ class Settings:
     attach: str = ""  # PID, :PORT or UNIT.service
     command: str = ""  # its words, with placeholders
     relays: bool = False  # the scenario's promises are kept by a target that relays only
+    binary: Path | None = None  # the daemon's program, instead of Debian's
 
 
 class MakeTarget(Protocol):
@@ -56,6 +58,11 @@ def choose(name: str | None, settings: Settings) -> MakeTarget:
         raise TargetError(
             f"--{meant[0]} {getattr(settings, meant[0])} is a target of its own: leave out --target {name}"
         )
+    if settings.binary is not None:
+        if name not in WITH_BINARY:
+            raise TargetError(f"--binary is for {', '.join(WITH_BINARY)}; {name} has no program to choose")
+        if not os.access(settings.binary, os.X_OK) or settings.binary.is_dir():
+            raise TargetError(f"--binary {settings.binary}: no such program")
     return _MAKERS[name](settings)
 
 
@@ -79,10 +86,10 @@ def _embedded(settings: Settings) -> MakeTarget:
 
 
 def _postfix(settings: Settings) -> MakeTarget:
-    from harness.targets.postfix import Postfix, tree
+    from harness.targets.postfix import Postfix, programs
 
     _only_relays("postfix", settings)
-    return partial(Postfix, tree=tree(), port=settings.port, nofile=settings.nofile)
+    return partial(Postfix, programs=programs(settings.binary), port=settings.port, nofile=settings.nofile)
 
 
 def _command(settings: Settings) -> MakeTarget:

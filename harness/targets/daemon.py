@@ -16,6 +16,7 @@ import signal
 import smtplib
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -37,9 +38,18 @@ class Daemon:
     """From its making until `stop`. Its standard output and error go to the file `log`."""
 
     def __init__(
-        self, argv: Sequence[str], environment: Mapping[str, str], log: Path, *, nofile: int | None = None
+        self,
+        argv: Sequence[str],
+        environment: Mapping[str, str],
+        log: Path,
+        *,
+        nofile: int | None = None,
+        room: Path | None = None,
     ) -> None:
-        """`nofile` limits its descriptors (RLIMIT_NOFILE). Raises TargetError when the program cannot be run."""
+        """`nofile` limits its descriptors (RLIMIT_NOFILE); `room` is a directory that goes too if we are killed.
+
+        Raises TargetError when the program cannot be run.
+        """
         self.log = log
 
         def limit() -> None:
@@ -59,7 +69,7 @@ class Daemon:
                 )
         except OSError as error:
             raise TargetError(f"cannot run {argv[0]!r}: {error.strerror}; is it installed, and on PATH?") from error
-        self._guard = Guard(self.pid)
+        self._guard = Guard(self.pid, room)
 
     @property
     def pid(self) -> int:
@@ -92,10 +102,7 @@ class Daemon:
 
     def last_words(self) -> str:
         """`: line | line`, the last that it wrote; empty when it wrote nothing."""
-        with self.log.open("rb") as log:
-            log.seek(max(0, log.seek(0, os.SEEK_END) - _TAIL_BYTES))
-            lines = [line.strip() for line in log.read().decode(errors="replace").splitlines() if line.strip()]
-        return f": {' | '.join(lines[-LAST_LINES:])}" if lines else ""
+        return last_words(self.log)
 
     def stop(self) -> None:
         """End every process of it: the first one first, as it knows best. May be called twice."""
@@ -122,6 +129,43 @@ class Daemon:
                 if os.getsid(process.pid) == self.pid or mark in _environment(process.pid):
                     found.add(process)
         return [process for process in found if process.pid != self.pid]
+
+
+def last_words(path: Path) -> str:
+    """`: line | line`, the last of a log; empty when there are none."""
+    if not path.exists():
+        return ""
+    with path.open("rb") as log:
+        log.seek(max(0, log.seek(0, os.SEEK_END) - _TAIL_BYTES))
+        lines = [line.strip() for line in log.read().decode(errors="replace").splitlines() if line.strip()]
+    return f": {' | '.join(lines[-LAST_LINES:])}" if lines else ""
+
+
+class Tail:
+    """What is new in a log since the last look."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._read = 0
+
+    def lines(self) -> bytes:
+        """Whole ones; none while there is no such file."""
+        try:
+            with self._path.open("rb") as log:
+                log.seek(self._read)
+                new = log.read()
+        except FileNotFoundError:
+            return b""
+        whole = new[: new.rfind(b"\n") + 1]
+        self._read += len(whole)
+        return whole
+
+
+def make_room() -> Path:
+    """A new directory, which every user may pass: a run's may be where a server's user cannot go."""
+    room = Path(tempfile.mkdtemp(prefix="seatbelt-"))
+    room.chmod(0o711)
+    return room
 
 
 def end(family: Sequence[psutil.Process]) -> None:

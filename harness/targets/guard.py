@@ -2,22 +2,26 @@
 
 prctl(2)'s PR_SET_PDEATHSIG does not do for a server that changes its user: the kernel forgets the signal then
 (PR_SET_PDEATHSIG(2const)), and Postfix's master does so while it starts. Here a shell waits for the end of a pipe that
-only we hold open, and then ends the server's process group.
+only we hold open, ends the server's process group, and removes the directory that it leaves.
 """
 
 from __future__ import annotations
 
 import subprocess
+from pathlib import Path
 
-_WAIT = 'read -r _; kill -s TERM -- "-$1"'
+_WAIT = (
+    'read -r _; kill -s TERM -- "-$1"; [ -n "$2" ] || exit; '
+    'while kill -s 0 -- "-$1"; do sleep 0.1; done; rm -rf -- "$2"'
+)
 
 
 class Guard:
-    """From its making until `dismiss`; `leader` leads the process group of the server."""
+    """From its making until `dismiss`; `leader` leads the process group of the server, `room` is its directory."""
 
-    def __init__(self, leader: int) -> None:
+    def __init__(self, leader: int, room: Path | None = None) -> None:
         self._shell = subprocess.Popen(
-            ["sh", "-c", _WAIT, "guard", str(leader)],
+            ["sh", "-c", _WAIT, "guard", str(leader), room or ""],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

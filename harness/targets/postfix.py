@@ -9,30 +9,21 @@ that ends after its hundredth client (`max_use`) takes along what it failed to l
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
-import resource
 import shutil
-import smtplib
-import socket
 import subprocess
-import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import psutil
-
 from harness import mail
 from harness.targets import Rest, TargetError
+from harness.targets.daemon import Daemon, Tail, free_port, last_words, make_room
 from harness.targets.debian import Unavailable, unpack
-from harness.targets.guard import Guard
-from harness.targets.postfix_tree import QUEUES, environment, files, furnish, master
+from harness.targets.postfix_tree import QUEUES, Programs, environment, files, furnish, master
 from reports.record import Incident
 
-START_TIMEOUT_S = 20.0
-STOP_TIMEOUT_S = 10.0
+ASK_TIMEOUT_S = 20.0
 # What is freed at the heap's top is given back at once (mallopt(3)): glibc moves the limit as it goes, by which a
 # process that keeps nothing swings by 250 kB.
 TUNABLES = "glibc.malloc.trim_threshold=4096"
@@ -81,30 +72,27 @@ class Postfix:
         directory: Path,
         ports: dict[str, int],
         *,
-        tree: Path,
+        programs: Programs,
         port: int = 0,
         nofile: int | None = None,
         traced: bool = False,
     ) -> None:
         self.directory = directory
-        self._tree = tree
+        self._programs = programs
         self._ports = ports
-        self._port = port or _free_port()
+        self._port = port or free_port()
         self._nofile = nofile
-        self._environment = {**environment(tree, directory), "GLIBC_TUNABLES": TUNABLES}
-        self._master: subprocess.Popen[bytes] | None = None
-        self._guard: Guard | None = None
-        self._state: Path | None = None
+        self._environment = {**environment(programs, directory), "GLIBC_TUNABLES": TUNABLES}
+        self._daemon: Daemon | None = None
+        self._room: Path | None = None
+        self._log = Tail(self.log_path)
         self._stopping = False
-        self._read = 0  # of the log
         self._deaths: list[Incident] = []
         self.version = self._ask("postconf", "-h", "-d", "mail_version")
 
     @property
     def root_pid(self) -> int:
-        if self._master is None:
-            raise TargetError("the target has not been started")
-        return self._master.pid
+        return self._running().pid
 
     @property
     def address(self) -> tuple[str, int]:
@@ -115,66 +103,31 @@ class Postfix:
         return self.directory / "maillog"
 
     def start(self) -> None:
-        # Not in the run's directory: that may be where Postfix's user cannot go.
-        self._state = Path(tempfile.mkdtemp(prefix="seatbelt-"))
-        self._state.chmod(0o711)
-        furnish(self._tree, self.directory, self._state, self._port, SETTINGS.format(**self._ports), clients=CLIENTS)
-        with (self.directory / "master.log").open("wb") as log:
-            self._master = subprocess.Popen(
-                master(self._tree, self.directory),
-                env=self._environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                preexec_fn=self._limit if self._nofile is not None else None,
-            )
-        self._guard = Guard(self._master.pid)
-        deadline = time.monotonic() + START_TIMEOUT_S
+        self._room = make_room()
         try:
-            while not self._greets():
-                if self._master.poll() is not None or time.monotonic() > deadline:
-                    raise TargetError(f"postfix does not start: {self._last_words()}")
-                time.sleep(0.05)
-        except BaseException:
+            settings = SETTINGS.format(**self._ports)
+            furnish(self._programs, self.directory, self._room, self._port, settings, clients=CLIENTS)
+            argv = master(self._programs, self.directory)
+            output = self.directory / "master.log"
+            self._daemon = Daemon(argv, self._environment, output, nofile=self._nofile, room=self._room)
+            self._daemon.await_greeting(self.address)
+        except BaseException as error:
             self.stop()
+            if isinstance(error, TargetError):
+                raise TargetError(f"postfix: {error}{last_words(self.log_path)}") from error
             raise
 
-    def _limit(self) -> None:
-        assert self._nofile is not None
-        resource.setrlimit(resource.RLIMIT_NOFILE, (self._nofile, self._nofile))
-
-    def _greets(self) -> bool:
-        try:
-            with smtplib.SMTP(*self.address, local_hostname="seatbelt.test", timeout=START_TIMEOUT_S):
-                return True
-        except OSError:
-            return False
-
-    def _last_words(self) -> str:
-        for path in (self.log_path, self.directory / "master.log"):
-            if path.exists() and (lines := path.read_text(errors="replace").strip().splitlines()):
-                return lines[-1]
-        return "it says nothing"
+    def _running(self) -> Daemon:
+        if self._daemon is None:
+            raise TargetError("the target has not been started")
+        return self._daemon
 
     def stop(self) -> None:
         self._stopping = True
-        if self._master is not None:
-            family: list[psutil.Process] = []
-            with contextlib.suppress(psutil.NoSuchProcess):
-                family = psutil.Process(self._master.pid).children(recursive=True)
-            if self._master.poll() is None:
-                self._master.terminate()
-                try:
-                    self._master.wait(STOP_TIMEOUT_S)
-                except subprocess.TimeoutExpired:
-                    self._master.kill()
-                    self._master.wait()
-            _end(family)
-        if self._guard is not None:
-            self._guard.dismiss()
-        if self._state is not None:
-            shutil.rmtree(self._state, ignore_errors=True)
+        if self._daemon is not None:
+            self._daemon.stop()
+        if self._room is not None:
+            shutil.rmtree(self._room, ignore_errors=True)
 
     def rest(self) -> Rest:
         spool = self._spool()
@@ -187,9 +140,9 @@ class Postfix:
         return mail.in_files(files(*(spool / name for name in QUEUES)))
 
     def _spool(self) -> Path:
-        if self._state is None:
+        if self._room is None:
             raise TargetError("the target has not been started")
-        return self._state / "spool"
+        return self._room / "spool"
 
     def hurry(self) -> None:
         self._ask("postqueue", "-f")
@@ -199,35 +152,21 @@ class Postfix:
 
     def deaths(self) -> list[Incident]:
         """Services that ended by a signal or with an error, as master(8) tells its log; and master itself."""
-        if self._master is None or self._stopping:
+        if self._daemon is None or self._stopping:
             return []
-        self._deaths += self._died_since()
-        if self._master.poll() is not None:
-            text = f"master ended with status {self._master.returncode}: {self._last_words()}"
-            return [*self._deaths, Incident(kind="died", text=text, role="master", pid=self._master.pid)]
+        for role, pid, how in _DIED.findall(self._log.lines()):
+            who = role.decode()
+            self._deaths.append(Incident(kind="died", text=f"{who} died: {how.decode()}", role=who, pid=int(pid)))
+        if how := self._daemon.ended():
+            text = f"master {how}{last_words(self.log_path)}"
+            return [*self._deaths, Incident(kind="died", text=text, role="master", pid=self._daemon.pid)]
         return list(self._deaths)
 
-    def _died_since(self) -> list[Incident]:
-        """What the log has of it since the last look."""
-        try:
-            with self.log_path.open("rb") as log:
-                log.seek(self._read)
-                new = log.read()
-        except FileNotFoundError:
-            return []
-        whole = new[: new.rfind(b"\n") + 1]
-        self._read += len(whole)
-        found = []
-        for role, pid, how in _DIED.findall(whole):
-            who = role.decode()
-            found.append(Incident(kind="died", text=f"{who} died: {how.decode()}", role=who, pid=int(pid)))
-        return found
-
     def _ask(self, tool: str, *arguments: str) -> str:
-        command = [str(self._tree / "usr/sbin" / tool), *arguments]
+        command = [str(self._programs.tools / tool), *arguments]
         try:
             done = subprocess.run(
-                command, env=self._environment, capture_output=True, text=True, timeout=START_TIMEOUT_S, check=False
+                command, env=self._environment, capture_output=True, text=True, timeout=ASK_TIMEOUT_S, check=False
             )
         except (OSError, subprocess.TimeoutExpired) as error:
             raise TargetError(f"{tool}: {error}") from error
@@ -236,29 +175,13 @@ class Postfix:
         return done.stdout.strip()
 
 
-def tree() -> Path:
-    """The unpacked package. Raises TargetError."""
+def programs(binary: Path | None) -> Programs:
+    """Those beside the master(8) `binary`; without one, Debian's, unpacked. Raises TargetError."""
     if os.geteuid() != 0:
         raise TargetError("postfix: master(8) gives its services to another user, which needs root")
+    if binary is not None:
+        return Programs.beside(binary)
     try:
-        return unpack("postfix")
+        return Programs.unpacked(unpack("postfix"))
     except Unavailable as error:
         raise TargetError(f"postfix: {error}") from error
-
-
-def _end(family: Sequence[psutil.Process]) -> None:
-    """Services that did not end with master(8)."""
-    for process in family:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.terminate()
-    _, alive = psutil.wait_procs(family, timeout=STOP_TIMEOUT_S)
-    for process in alive:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-    psutil.wait_procs(alive, timeout=STOP_TIMEOUT_S)
-
-
-def _free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])

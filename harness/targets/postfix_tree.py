@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
+from harness.targets import TargetError
 from harness.targets.debian import library_path
 
 OWNER = "daemon"  # it wants an owner of its mail that owns nothing else of it; any that every Debian has will do
@@ -42,9 +44,9 @@ MAIN = """\
 compatibility_level = 3.6
 queue_directory = {state}/spool
 data_directory = {state}/data
-daemon_directory = {tree}/usr/lib/postfix/sbin
-command_directory = {tree}/usr/sbin
-shlib_directory = {tree}/usr/lib/postfix
+daemon_directory = {daemons}
+command_directory = {tools}
+shlib_directory = {shared}
 meta_directory = {directory}/etc
 mail_owner = {owner}
 setgid_group = {group}
@@ -64,17 +66,44 @@ smtpd_relay_restrictions = permit_mynetworks, reject
 """
 
 
-def furnish(tree: Path, directory: Path, state: Path, port: int, settings: str, *, clients: int | None = None) -> None:
+@dataclass(frozen=True)
+class Programs:
+    """Where the pieces of a Postfix are."""
+
+    daemons: Path  # master(8) and its services
+    tools: Path  # postconf(1), postqueue(1)
+    shared: Path  # its own libraries and tables
+    libraries: str = ""  # of other packages; LD_LIBRARY_PATH
+
+    @classmethod
+    def unpacked(cls, tree: Path) -> Programs:
+        """Debian's package, unpacked in `tree`."""
+        lib = tree / "usr/lib/postfix"
+        return cls(lib / "sbin", tree / "usr/sbin", lib, library_path(tree))
+
+    @classmethod
+    def beside(cls, binary: Path) -> Programs:
+        """`binary` is master(8) where it is installed, as /usr/lib/postfix/sbin/master. Raises TargetError."""
+        daemons = binary.resolve().parent
+        for above in daemons.parents if (daemons / "trivial-rewrite").exists() else ():
+            if (above / "sbin/postconf").exists():
+                return cls(daemons, above / "sbin", daemons.parent)
+        raise TargetError(f"postfix: {binary} is no master(8) with its services beside it and sbin/postconf above")
+
+
+def furnish(
+    programs: Programs, directory: Path, state: Path, port: int, settings: str, *, clients: int | None = None
+) -> None:
     """Everything that `master -c DIRECTORY/etc` asks for. Raises OSError.
 
-    `tree` is the unpacked package; `directory` gets configuration and log, `state` the queue; Postfix's user must be
-    able to pass all that is above `state`. `settings` are more lines of main.cf(5); `clients` limits the processes of
-    each transport.
+    `directory` gets configuration and log, `state` the queue; Postfix's user must be able to pass all that is above
+    `state`. `settings` are more lines of main.cf(5); `clients` limits the processes of each transport.
     """
     etc, spool, data = directory / "etc", state / "spool", state / "data"
     for room in (etc, spool, data):
         room.mkdir(parents=True)
-    words = {"directory": directory, "state": state, "tree": tree, "owner": OWNER, "group": GROUP}
+    words = {"directory": directory, "state": state, "owner": OWNER, "group": GROUP}
+    words |= {"daemons": programs.daemons, "tools": programs.tools, "shared": programs.shared}
     (etc / "master.cf").write_text(MASTER.format(port=port, clients="-" if clients is None else clients))
     (etc / "main.cf").write_text(MAIN.format(**words) + settings)
     (etc / "dynamicmaps.cf").touch()
@@ -87,14 +116,14 @@ def furnish(tree: Path, directory: Path, state: Path, port: int, settings: str, 
         (spool / name).chmod(mode)
 
 
-def master(tree: Path, directory: Path) -> list[str | Path]:
+def master(programs: Programs, directory: Path) -> list[str]:
     """The command: in the foreground, and telling its log."""
-    return [tree / "usr/lib/postfix/sbin/master", "-c", directory / "etc", "-d"]
+    return [str(programs.daemons / "master"), "-c", str(directory / "etc"), "-d"]
 
 
-def environment(tree: Path, directory: Path) -> dict[str, str]:
+def environment(programs: Programs, directory: Path) -> dict[str, str]:
     """For every program of it."""
-    libraries = f"{tree}/usr/lib/postfix:{library_path(tree)}"
+    libraries = f"{programs.shared}:{programs.libraries}".rstrip(":")
     return {**os.environ, "LD_LIBRARY_PATH": libraries, "MAIL_CONFIG": str(directory / "etc")}
 
 

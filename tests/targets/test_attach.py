@@ -149,11 +149,12 @@ def test_what_it_cannot_do_is_said_before_it_starts(live: Live) -> None:
 
 def test_load_on_an_attached_postfix_is_judged_and_leaves_it_running(tmp_path: Path) -> None:
     from harness.targets.postfix import Postfix
+    from harness.targets.postfix_tree import Programs
     from tests.debian import unpacked
 
     if os.geteuid() != 0:
         pytest.skip("needs root: Postfix's master gives its services to another user")
-    postfix = Postfix(tmp_path, {"refusing": 2, "home": 2}, tree=unpacked("postfix"))
+    postfix = Postfix(tmp_path, {"refusing": 2, "home": 2}, programs=Programs.unpacked(unpacked("postfix")))
     postfix.start()
     try:
         make = choose("attach", Settings(attach=f":{postfix.address[1]}"))

@@ -23,6 +23,7 @@ from harness.remote_mx.process import RemoteMX
 from harness.targets import TargetError
 from harness.targets.choice import Settings, choose
 from harness.targets.postfix import Postfix
+from harness.targets.postfix_tree import Programs
 from tests.debian import unpacked
 from tests.probes.probed import line, until
 
@@ -53,7 +54,7 @@ def mx() -> Iterator[RemoteMX]:
 
 @pytest.fixture
 def target(tree: Path, tmp_path: Path, scratch: Path, mx: RemoteMX) -> Iterator[Postfix]:
-    postfix = Postfix(tmp_path, mx.ports, tree=tree)
+    postfix = Postfix(tmp_path, mx.ports, programs=Programs.unpacked(tree))
     postfix.start()
     yield postfix
     postfix.stop()
@@ -123,7 +124,9 @@ def test_it_stops_and_leaves_nothing_behind(target: Postfix, scratch: Path) -> N
 def test_a_harness_that_is_killed_leaves_no_server_behind(tree: Path, tmp_path: Path, scratch: Path) -> None:
     script = (
         "import sys, time; from pathlib import Path; from harness.targets.postfix import Postfix\n"
-        "target = Postfix(Path(sys.argv[1]), {'refusing': 2, 'home': 2}, tree=Path(sys.argv[2]))\n"
+        "from harness.targets.postfix_tree import Programs\n"
+        "programs = Programs.unpacked(Path(sys.argv[2]))\n"
+        "target = Postfix(Path(sys.argv[1]), {'refusing': 2, 'home': 2}, programs=programs)\n"
         "target.start(); print(target.root_pid, flush=True); time.sleep(60)"
     )
     command = [sys.executable, "-c", script, str(tmp_path), str(tree)]
@@ -133,6 +136,22 @@ def test_a_harness_that_is_killed_leaves_no_server_behind(tree: Path, tmp_path: 
         family = [master, *master.children(recursive=True)]
         harness.kill()
     assert psutil.wait_procs(family, timeout=10)[1] == []
+    until(lambda: list(scratch.iterdir()) == [], "its directory goes too")
+
+
+def test_it_runs_from_where_it_is_installed(tree: Path, tmp_path: Path, scratch: Path, mx: RemoteMX) -> None:
+    master = tree / "usr/lib/postfix/sbin/master"
+    target = choose("postfix", Settings(binary=master))(tmp_path, mx.ports)
+    target.start()
+    try:
+        assert psutil.Process(target.root_pid).exe() == str(master)
+    finally:
+        target.stop()
+    for binary, words in ((Path("/bin/true"), "postconf"), (tmp_path / "nowhere", "no such program")):
+        with pytest.raises(TargetError, match=words):
+            choose("postfix", Settings(binary=binary))
+    with pytest.raises(TargetError, match="embedded has no program to choose"):
+        choose("embedded", Settings(binary=master))
 
 
 def test_what_it_cannot_do_is_said_before_it_starts(tree: Path, tmp_path: Path) -> None:
@@ -142,7 +161,7 @@ def test_what_it_cannot_do_is_said_before_it_starts(tree: Path, tmp_path: Path) 
     ):
         with pytest.raises(TargetError, match=words):
             choose("postfix", settings)
-    postfix = Postfix(tmp_path, {"refusing": 2, "home": 2}, tree=tree)
+    postfix = Postfix(tmp_path, {"refusing": 2, "home": 2}, programs=Programs.unpacked(tree))
     with pytest.raises(TargetError, match="has not been started"):
         postfix.rest()
     with pytest.raises(TargetError, match="'reload'"):
@@ -151,7 +170,7 @@ def test_what_it_cannot_do_is_said_before_it_starts(tree: Path, tmp_path: Path) 
 
 @pytest.mark.parametrize("name", ["rejected-reuse", "abort-at-every-state"])
 def test_a_run_does_its_work_and_is_clean(tree: Path, tmp_path: Path, scratch: Path, name: str) -> None:
-    make = partial(Postfix, tree=tree)
+    make = partial(Postfix, programs=Programs.unpacked(tree))
     record = Experiment(scenarios.load(name), make, tmp_path, Options(profile=COUNTS, units=20), lambda *_: None).run()
     assert (record.verdict, record.reasons, record.findings) == ("clean", [], [])
     assert record.work.lost == 0
