@@ -1,13 +1,14 @@
 """smtpd: the mail server's command.
 
     smtpd [-dnv] [-f smtpd.conf] [-T subsystem]... [--spool DIR] [--socket PATH] [--user NAME]
-          [--resolv-conf FILE] [--mx-port PORT] [--queue disk|ram|null]
+          [--resolv-conf FILE] [--mx-port PORT] [--queue disk|ram|null] [--owners]
 
 -d stay in the foreground and log to standard error · -n check the configuration and exit · -v log more ·
 -f the configuration · -T trace a subsystem from the start (to the log) · --spool where the queue lives ·
 --socket the control socket · --user whom the processes become that need no rights, when root starts it (root: nobody
 else) · --resolv-conf the name servers, as resolv.conf(5); `nameserver [127.0.0.1]:5353` has a port · --mx-port where
-mail exchangers listen, when it is not 25 (not in OpenSMTPD; Postfix's smtp_tcp_port).
+mail exchangers listen, when it is not 25 (not in OpenSMTPD; Postfix's smtp_tcp_port) · --owners log what a session,
+transaction or delivery still holds when it is over (`processes/owner.py`).
 
 Exit status: 0 stopped as asked, or the configuration is valid; 1 a process died; 2 usage, configuration, or a port
 that is taken. smtpd(8) of OpenSMTPD is the model.
@@ -101,6 +102,7 @@ def _parser() -> argparse.ArgumentParser:
         "--resolv-conf", type=Path, default=DEFAULT_RESOLV_CONF, metavar="FILE", help="name servers [%(default)s]"
     )
     parser.add_argument("--mx-port", type=_port, default=25, metavar="PORT", help="of mail exchangers [%(default)s]")
+    parser.add_argument("--owners", action="store_true", help="log what sessions and transactions fail to let go of")
     return parser
 
 
@@ -131,6 +133,7 @@ def _bind_all(config: Config, options: argparse.Namespace, drop: Drop | None) ->
         drop=drop,
         resolv_conf=options.resolv_conf,
         mx_port=options.mx_port,
+        owners=options.owners,
     )
     try:
         for listener in config.listeners:

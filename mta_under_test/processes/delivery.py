@@ -215,8 +215,9 @@ class Delivery(Process):
     async def _fork(self, job: Job, stdin: int) -> Result:
         """Have parent run the job. `stdin` is parent's from here on."""
         number = next(self._numbers)
+        scope = self.scope("delivery %d for %s", number, job.user)
         try:
-            output = Output()
+            output = Output(scope)
         except OSError:
             os.close(stdin)
             raise
@@ -230,6 +231,7 @@ class Delivery(Process):
         finally:
             del self._jobs[number]
             output.close()
+            scope.end()
 
     @takes(Kind.MDA_DONE)
     def mda_done(self, peer: str, message: Message) -> None:

@@ -9,6 +9,7 @@ import asyncio
 import os
 
 from mta_under_test.processes.mda_agents import header
+from mta_under_test.processes.owner import NO_SCOPE, Scope
 
 OUTPUT_BYTES = 1 << 16  # of a program's output are read; then the pipe is closed to it
 _READ_BYTES = 1 << 16
@@ -74,7 +75,8 @@ def _wake(future: asyncio.Future[None]) -> None:
 class Output:
     """Collects what a program writes, up to a limit; its last line is the reason of a failure."""
 
-    def __init__(self) -> None:
+    def __init__(self, scope: Scope = NO_SCOPE) -> None:
+        self._scope = scope
         self._loop = asyncio.get_running_loop()
         self._read_end, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         os.set_blocking(write_end, True)
@@ -82,6 +84,7 @@ class Output:
         self._text = bytearray()
         self._open = True
         self._loop.add_reader(self._read_end, self._readable)
+        scope.took("the pipe of its output", self._read_end)
 
     def take_write_end(self) -> int:
         assert self._write_end is not None
@@ -104,6 +107,7 @@ class Output:
             self._open = False
             self._loop.remove_reader(self._read_end)
             os.close(self._read_end)
+            self._scope.gave("the pipe of its output", self._read_end)
 
     def _readable(self) -> bool:
         try:

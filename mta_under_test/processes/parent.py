@@ -193,7 +193,6 @@ def serve(start: Start, births: Mapping[str, Birth] = BIRTHS) -> int:
 def _be(role: str, start: Start, ends: Mapping[str, Sockets], birth: Birth) -> NoReturn:
     """In the child: keep what is the role's, close the rest, serve, exit."""
     status = 1
-    setproctitle.setproctitle(f"smtpd: {role}")
     try:
         for name, others in ends.items():
             if name != role:
@@ -210,6 +209,8 @@ def _be(role: str, start: Start, ends: Mapping[str, Sockets], birth: Birth) -> N
         process = birth(start if role in ("smtp", "transfer") else replace(start, secrets=Secrets()), ends[role])
         if start.drop is not None:
             process.spool_root = enter(start.drop, role, start.spool)
+        # Who bears a role's name has given up what the role may not do.
+        setproctitle.setproctitle(f"smtpd: {role}")
         status = process.run()
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else 1

@@ -28,6 +28,7 @@ from mta_under_test.ipc.channel import Channel, Message
 from mta_under_test.ipc.messages import Kind
 from mta_under_test.processes import statistics
 from mta_under_test.processes.filter_birth import FilterProgram
+from mta_under_test.processes.owner import NO_SCOPE, Scope
 from mta_under_test.processes.privileges import Drop
 from mta_under_test.processes.tls_settings import Secrets
 from mta_under_test.tables import TableError
@@ -70,6 +71,7 @@ class Start:
     resolv_conf: Path = DEFAULT_RESOLV_CONF
     mx_port: int = 25  # of mail exchangers, which MX records cannot say
     filters: Mapping[str, FilterProgram] = field(default_factory=dict)  # running programs, for lookup
+    owners: bool = False  # say what sessions and transactions fail to let go of (smtpd --owners)
 
     def close_sockets(self) -> None:
         self.control.close()
@@ -108,6 +110,7 @@ class Process:
         self.resolv_conf = start.resolv_conf
         self.mx_port = start.mx_port
         self.traced_to_log = start.traced
+        self._owners = start.owners
         self.stats: Counter[str] = Counter()
         self._trace_only(start.traced)
         self.profiling: frozenset[str] = frozenset()
@@ -170,6 +173,10 @@ class Process:
         self._tasks.add(task)
         task.add_done_callback(self._task_over)
         return task
+
+    def scope(self, name: str, *arguments: object) -> Scope:
+        """For what a session, a transaction or a delivery takes; `name` as logging's messages."""
+        return Scope(name % arguments) if self._owners else NO_SCOPE
 
     def _task_over(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

@@ -112,6 +112,7 @@ class Session:
         finally:
             self._forget_transaction()
             self.stream.close()
+            self.smtp.scope("session %d", self.id).check("its connection", held=self.stream.is_open)
             self.smtp.session_over(self)
             self.trace("over")
 
@@ -374,6 +375,7 @@ class Session:
         self.filters.transaction_over()
         if self.transaction is not None:
             self.transaction.close()
+            self.transaction.held.end()
             self.transaction = None
 
     def _received_header(self, transaction: Transaction) -> bytes:

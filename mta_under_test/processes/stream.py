@@ -49,6 +49,11 @@ class Stream(asyncio.Protocol):
         self._awaited: asyncio.Future[None] | None = None
         self._since = 0.0
 
+    @property
+    def is_open(self) -> bool:
+        """Neither side has closed it; or its timer runs, though it is closed."""
+        return self._timer is not None or (self._transport is not None and not self._transport.is_closing())
+
     # ---- for the coroutine
 
     async def receive(self) -> bytes:

@@ -72,6 +72,8 @@ class Transaction:
         self.masquerade: Masquerade | None = None
         self.first_recipient = ""
         self.failed = ""  # why the message cannot be kept, once something went wrong while it was written
+        self.held = smtp.scope("transaction %08x", msgid)
+        self.held.took("message id", msgid)
         self._smtp = smtp
         self._descriptor: int | None = None
         self._chunks: list[bytes] = []
@@ -95,6 +97,8 @@ class Transaction:
         self._descriptor = answer.take_descriptor()
         if self._descriptor is None:
             self.failed = "out of descriptors"
+            return
+        self.held.took("message", self._descriptor)
 
     def _flush(self) -> None:
         """Write out what was collected. A full disk fails the message, not the session."""
@@ -120,6 +124,7 @@ class Transaction:
         """Returns when it survives power loss; it is queue's from then on. Raises Refusal."""
         assert not self.failed
         await self._smtp.message_ids.commit(self.msgid, b"".join(self._chunks))
+        self.held.gave("message id", self.msgid)
         self.msgid = 0
 
     def close(self) -> None:
@@ -127,9 +132,11 @@ class Transaction:
         self._close_descriptor()
         if self.msgid:
             self._smtp.message_ids.remove(self.msgid)
+            self.held.gave("message id", self.msgid)
             self.msgid = 0
 
     def _close_descriptor(self) -> None:
         if self._descriptor is not None:
             os.close(self._descriptor)
+            self.held.gave("message", self._descriptor)
             self._descriptor = None

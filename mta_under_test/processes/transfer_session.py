@@ -53,6 +53,8 @@ class Session:
         self.declines_tls = False  # a handshake with this host has just failed
         self.lmtp = relay.key.scheme == "lmtp"
         self.message: int | None = None
+        self._scope = transfer.scope("session with %s", mx_name)
+        self._held = self._scope  # the transaction's, once there is one
         self.accepted = 0  # messages; refusals did not count in February 2013, so a refusing peer saw unbounded reuse
         self.refused = 0
         self.is_ready = False  # the dialogue got past the greeting
@@ -75,7 +77,8 @@ class Session:
             self.transfer.session_ready(self)
             while (task := await self._next_task()) is not None:
                 try:
-                    await self._transact(task)
+                    with self.transfer.scope("transaction %08x with %s", task.msgid, self.mx_name) as self._held:
+                        await self._transact(task)
                 finally:
                     self.transfer.task_over()
             await self.command(self.machine.quit())
@@ -88,6 +91,8 @@ class Session:
         finally:
             self.close_message()
             self.stream.close()
+            self._scope.check("its connection", held=self.stream.is_open)
+            self._scope.check("a place among the idle", held=self in self.relay.idle_sessions)
             self.transfer.session_over(self)
 
     # ---- tasks
@@ -133,6 +138,7 @@ class Session:
     def close_message(self) -> None:
         if self.message is not None:
             os.close(self.message)
+            self._held.gave("message", self.message)
             self.message = None
 
     def release_message(self) -> None:
@@ -220,6 +226,7 @@ class Session:
         self.message = answer.take_descriptor()
         if self.message is None:
             raise Refusal("out of descriptors")
+        self._held.took("message", self.message)
         if hops(self.message) >= MAX_HOPS:
             self._flush(task, Kind.DELIVERY_LOOP, "554 5.4.6 Routing loop detected")
             return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -23,10 +23,10 @@ def start_smtpd(tmp_path: Path) -> Iterator[Callable[..., Smtpd]]:
     """Start a daemon with a configuration of one's own."""
     started: list[Smtpd] = []
 
-    def start(configuration: str, *arguments: str, change: str = "") -> Smtpd:
+    def start(configuration: str, *arguments: str, change: str = "", defects: Sequence[str] = ()) -> Smtpd:
         directory = tmp_path / f"smtpd{len(started)}"
         directory.mkdir()
-        started.append(Smtpd(directory, configuration, *arguments, change=change))
+        started.append(Smtpd(directory, configuration, *arguments, change=change, defects=defects))
         return started[-1]
 
     yield start

@@ -8,7 +8,7 @@ import smtplib
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import psutil
@@ -38,13 +38,18 @@ def _is_named(process: psutil.Process) -> bool:
 class Smtpd:
     """The daemon, its log, its control socket, and clients for it."""
 
-    def __init__(self, directory: Path, configuration: str, *arguments: str, change: str = "") -> None:
+    def __init__(
+        self, directory: Path, configuration: str, *arguments: str, change: str = "", defects: Sequence[str] = ()
+    ) -> None:
         """`change`: statements that set constants of `delivery` and `mda` before the daemon starts."""
         self.directory = directory
         self._start = ["-m", "mta_under_test.smtpd"]
         if change:
             imports = "import sys; from mta_under_test import smtpd; from mta_under_test.processes import delivery, mda"
             self._start = ["-c", f"{imports}; {change}; sys.exit(smtpd.main())"]
+        if defects:
+            self._start = ["-m", "mta_under_test.defects", *defects, "--"]
+        self.defects = tuple(defects)
         self.spool = directory / "spool"
         self.socket = directory / "smtpd.sock"
         self.log_path = directory / "log"
@@ -57,7 +62,7 @@ class Smtpd:
             began = log.tell()
             self.process = subprocess.Popen(
                 [sys.executable, *self._start, "-d", "-f", self.directory / "smtpd.conf"]
-                + ["--spool", self.spool, "--socket", self.socket, *self._arguments],
+                + ["--owners", "--spool", self.spool, "--socket", self.socket, *self._arguments],
                 stdout=log,
                 stderr=log,
             )
@@ -124,6 +129,10 @@ class Smtpd:
             check=False,
         )
 
+    def forgotten(self) -> list[str]:
+        """What sessions and transactions failed to let go of."""
+        return [line for line in self.log().splitlines() if " owner: " in line]
+
     def stop(self) -> int:
         try:
             with self.control() as client:
@@ -135,6 +144,7 @@ class Smtpd:
         for process in alive:
             process.kill()
         assert not alive, "a process outlived the daemon"
+        assert self.defects or not self.forgotten(), self.forgotten()
         return status
 
 

@@ -97,6 +97,7 @@ def test_an_envelope_that_nobody_can_read_is_put_aside_and_logged_once(
 @pytest.mark.parametrize(("store", "delivered"), [("ram", 3), ("null", 0)])
 def test_a_queue_without_a_disk(start_smtpd: StartSmtpd, mailbox: Mailbox, store: str, delivered: int) -> None:
     smtpd = start_smtpd(CONFIGURATION.format(port=mailbox.port), "--queue", store)
+    smtpd.stats()  # every process answers, and so has opened what it needs
     before = len(smtpd.descriptors("queue"))
     smtpd.send("x@x.test", text="Subject: small\r\n\r\n")
     smtpd.send("x@x.test", "y@x.test", text="Subject: large\r\n\r\n" + "line\r\n" * 20_000)
