@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from bokeh.embed import components
-from bokeh.models import ColumnDataSource, HoverTool
+from bokeh.models import ColumnDataSource, DataRange1d, HoverTool
 from bokeh.models.annotations import BoxAnnotation
 from bokeh.plotting import figure
 from bokeh.resources import Resources
@@ -21,7 +21,7 @@ from reports.record import Process, RunRecord, Snapshot
 from reports.terminal import number, quantity
 
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6bb1", "#999933")
-GREY = "#808080"
+GREY = "#767676"  # 4.5 to 1 on white; the page makes everything lighter on black
 HEIGHT = 260
 MOST_TOLD = 3  # changes of a chart, in words
 MOST_POINTS = 240  # of one line; a page is to stay under 1.5 MB
@@ -60,10 +60,11 @@ def draw(record: RunRecord) -> Drawn:
         ("Resident memory over time", _sampled(record, lambda fds, rss: round(rss / 2**20, 1)), "MiB"),
     )
     charts, plots = [], []
-    for title, series, what, since_first in over_work:
-        if any(any(values) for values in series.values()):
+    for title, levels, what, since_first in over_work:
+        if any(any(values) for values in levels.values()):
+            series = _growth(levels) if since_first else levels
             charts.append(Chart(title, _told(series)))
-            plots.append(_lines(work, series, unit, what, since_first=since_first))
+            plots.append(_lines(work, series, unit, what))
     for title, sampled, what in over_time:
         if sampled:
             charts.append(
@@ -73,6 +74,11 @@ def draw(record: RunRecord) -> Drawn:
     script, elements = components(plots, wrap_script=False)
     library = "\n".join(Resources(mode="inline", components=["bokeh"]).js_raw)
     return Drawn([replace(each, element=at) for each, at in zip(charts, elements, strict=True)], f"{library}\n{script}")
+
+
+def _growth(levels: Series) -> Series:
+    """A level of hundreds of thousands would hide what it grows by."""
+    return {name: [value - values[0] for value in values] for name, values in levels.items()}
 
 
 def _told(series: Series) -> str:
@@ -112,7 +118,7 @@ def _by_role(record: RunRecord, reading: Callable[[Process], float]) -> Series:
 
 def _memory_title(record: RunRecord) -> str:
     counted = any(process.agent for snapshot in _snapshots(record) for process in snapshot.processes)
-    return "Python objects since the first rest" if counted else "Private memory over work, KiB"
+    return "Python objects since the first rest" if counted else "Private memory since the first rest, KiB"
 
 
 def _descriptors(process: Process) -> float:
@@ -194,12 +200,11 @@ def _plot(x: str, y: str) -> Any:
     return plot
 
 
-def _lines(work: Sequence[float], series: Series, unit: str, what: str, *, since_first: bool) -> Any:
-    """`since_first`: a level of hundreds of thousands would hide what it grows by."""
+def _lines(work: Sequence[float], series: Series, unit: str, what: str) -> Any:
     plot = _plot(f"work ({unit})", what)
+    plot.y_range = DataRange1d(start=min(0, *(min(values) for values in series.values())))
     for place, (name, values) in enumerate(series.items()):
-        shown = [value - values[0] for value in values] if since_first else values
-        source = ColumnDataSource({"x": list(work), "y": shown})
+        source = ColumnDataSource({"x": list(work), "y": values})
         colour = PALETTE[place % len(PALETTE)]
         plot.line("x", "y", source=source, color=colour, width=1.5, legend_label=name, name=name)
         plot.scatter("x", "y", source=source, color=colour, size=4, legend_label=name, name=name)

@@ -30,7 +30,7 @@ QUIET = [
 
 CHARTS = (
     "Descriptors over work",
-    "Private memory over work, KiB",
+    "Private memory since the first rest, KiB",
     "Sockets by state",
     "Load rate",
     "Time to an answer",
