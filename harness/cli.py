@@ -34,6 +34,7 @@ class Listing(enum.StrEnum):
     scenarios = "scenarios"
     defects = "defects"
     targets = "targets"
+    servers = "servers"
     resources = "resources"
 
 
@@ -80,6 +81,9 @@ def run(
     binary: Annotated[
         Path | None, typer.Option(metavar="PATH", help="the server's program, instead of Debian's package")
     ] = None,
+    server: Annotated[
+        str | None, typer.Option(metavar="NAME|FILE.toml", help="a server that is described; `seatbelt list servers`")
+    ] = None,
     defect: Annotated[list[str] | None, typer.Option(metavar="NAME[:P]", help="re-open a bug; may be repeated")] = None,
     profile: Annotated[ProfileName, typer.Option(help="how long to look")] = ProfileName.quick,
     users: Annotated[int, typer.Option(min=1, max=1000, help="mail clients at the same time")] = 5,
@@ -101,9 +105,11 @@ def run(
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="print what happens, line by line")] = False,
 ) -> None:
     """Load a mail server, let it rest, and say what it failed to let go of."""
+    from functools import partial
+
     from harness import experiment, plan, reporting
     from harness import scenario as scenarios
-    from harness.attribution import run_and_explain
+    from harness.attribution import DIRECTORY, SecondLook, without_agent
     from harness.load.process import LoadError
     from harness.progress import progress
     from harness.remote_mx.policy import Policy, PolicyError
@@ -128,6 +134,7 @@ def run(
             defects=tuple(defect or ()),
             attach=attach or "",
             command=command or "",
+            server=server or "",
             relays=chosen.relays,
             binary=binary,
         )
@@ -142,10 +149,11 @@ def run(
     options = experiment.Options(profile=plan.PROFILES[profile], users=users, seed=seed, units=sessions, refuses=mx)
     try:
         with progress(quiet=quiet, verbose=verbose) as show:
-            if attribution:
-                result = run_and_explain(chosen, make_target, directory, options, show)
-            else:
-                result = experiment.Experiment(chosen, make_target, directory, options, show).run()
+            result = experiment.Experiment(chosen, make_target, directory, options, show).run()
+            if attribution and result.findings:
+                traced = partial(make_target, traced=True)
+                second = SecondLook(chosen, traced, directory / DIRECTORY, options, show)
+                result.attribution = without_agent(result) or second.explain(result.findings)
     except (TargetError, LoadError, RemoteMXError) as error:
         fail(error)
     except KeyboardInterrupt:
@@ -235,7 +243,7 @@ def _print(result: RunRecord, kept: Path, *, quiet: bool) -> None:
 
 @app.command("list")
 def list_(what: Annotated[Listing, typer.Argument(help="what to list")] = Listing.scenarios) -> None:
-    """What there is: scenarios, defects, targets, resources."""
+    """What there is: scenarios, defects, targets, servers, resources."""
     match what:
         case Listing.scenarios:
             from harness import scenario
@@ -249,6 +257,10 @@ def list_(what: Annotated[Listing, typer.Argument(help="what to list")] = Listin
             from harness.targets.choice import TARGETS
 
             rows = TARGETS
+        case Listing.servers:
+            from harness.targets import description
+
+            rows = {name: description.load(name).about for name in description.names()}
         case Listing.resources:
             rows = RESOURCES
     width = max(map(len, rows))

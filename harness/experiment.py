@@ -27,12 +27,13 @@ from harness.load.process import LoadError, LoadProcess
 from harness.load.tally import Tally, summary
 from harness.plan import PROFILES, Plan, Profile, Step
 from harness.probes import snapshot as probe
+from harness.probes.processes import default_role
 from harness.probes.sampler import Sampler
 from harness.quiescence import Quiescence
 from harness.remote_mx.ledger import LedgerReport, ListenerReport
 from harness.remote_mx.process import RemoteMX, RemoteMXError
 from harness.scenario import Scenario, SessionPlan
-from harness.targets import CountsTraffic, FollowsMail, Rest, Target, TargetError, TellsWhatItOwes
+from harness.targets import CountsTraffic, FollowsMail, NamesRoles, Rest, Target, TargetError, TellsWhatItOwes
 from reports.record import (
     Conditions,
     Dose,
@@ -236,7 +237,6 @@ class Experiment:
         dose.rested = not rest.busy
         dose.snapshot = self._snapshot(rest)
         dose.work = self._work_since_last(tallies)
-        dose.response_ms = summary(tallies).response_ms
         record.doses.append(dose)
         record.work = work_of(self._tallies, LedgerReport(), self._ledger)
         self._measure_promises(record)
@@ -330,6 +330,7 @@ class Experiment:
         began = time.process_time()
         taken = probe.take_snapshot(
             self._target.root_pid,
+            roles=self._target.role_of if isinstance(self._target, NamesRoles) else default_role,
             spool=self._target.spool,
             agent_dir=self._target.agent_directory,
             counters=rest.counters,

@@ -9,8 +9,8 @@ import pytest
 from harness.targets.debian import Unavailable, unpack
 
 
-def unpacked(package: str) -> Path:
+def unpacked(package: str, *others: str) -> Path:
     try:
-        return unpack(package)
+        return unpack(package, *others)
     except Unavailable as reason:
         pytest.skip(f"needs Debian's {package}: {reason}")

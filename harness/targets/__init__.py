@@ -97,3 +97,12 @@ class FollowsMail(Protocol):
 
     def follow(self, unseen: Callable[[], int]) -> None:
         """`unseen` tells how many accepted messages have been neither delivered nor bounced so far."""
+
+
+@runtime_checkable
+class NamesRoles(Protocol):
+    """A target that knows better than its processes' titles what each of them is for."""
+
+    @property
+    def role_of(self) -> Callable[[str], str]:
+        """Given a process's title, its role."""

@@ -6,7 +6,7 @@ A target's own module is imported when it is chosen, not before: `seatbelt --hel
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,11 +18,12 @@ from harness.targets import Target, TargetError
 TARGETS = {
     "embedded": "the MTA of this repository, with --defect to re-open a historical bug",
     "attach": "a server that runs already, untouched: --attach PID, :PORT or UNIT.service",
-    "command": "any server, started from its command line: --command 'PROGRAM … {port}'",
+    "command": "any server: --command 'PROGRAM … {port}', or --server NAME, or --server FILE.toml that describes it",
     "postfix": "Debian's Postfix, unpacked and not installed; needs root and, the first time, a network",
 }
 DEFAULT = "embedded"
 WITH_BINARY = ("postfix",)  # started from their own programs, Debian's or those that --binary says
+MEANT = {"attach": "attach", "command": "command", "server": "command"}  # settings that say which target is meant
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +37,7 @@ class Settings:
     defects: tuple[str, ...] = ()  # NAME or NAME:P
     attach: str = ""  # PID, :PORT or UNIT.service
     command: str = ""  # its words, with placeholders
+    server: str = ""  # a description: its name, or a file
     relays: bool = False  # the scenario's promises are kept by a target that relays only
     binary: Path | None = None  # the daemon's program, instead of Debian's
 
@@ -48,16 +50,15 @@ class MakeTarget(Protocol):
 
 def choose(name: str | None, settings: Settings) -> MakeTarget:
     """None: the one that the settings mean. Raises TargetError for what there is not, or what it cannot have."""
-    meant = [each for each in ("attach", "command") if getattr(settings, each)]
-    if len(meant) > 1:
-        raise TargetError(f"--{meant[0]} and --{meant[1]} are two targets: choose one")
-    name = name or (meant[0] if meant else DEFAULT)
+    said = {option: getattr(settings, option) for option in MEANT if getattr(settings, option)}
+    if len(said) > 1:
+        raise TargetError(f"{' and '.join(f'--{option}' for option in said)} are two targets: choose one")
+    for option, text in said.items():
+        if name not in (None, MEANT[option]):
+            raise TargetError(f"--{option} {text} is a target of its own: leave out --target {name}")
+    name = name or next((MEANT[option] for option in said), DEFAULT)
     if name not in _MAKERS:
         raise TargetError(f"no target called {name!r}. There is: {', '.join(TARGETS)}")
-    if meant and name != meant[0]:
-        raise TargetError(
-            f"--{meant[0]} {getattr(settings, meant[0])} is a target of its own: leave out --target {name}"
-        )
     if settings.binary is not None:
         if name not in WITH_BINARY:
             raise TargetError(f"--binary is for {', '.join(WITH_BINARY)}; {name} has no program to choose")
@@ -93,16 +94,20 @@ def _postfix(settings: Settings) -> MakeTarget:
 
 
 def _command(settings: Settings) -> MakeTarget:
-    from harness.targets.command import Command
+    from harness.targets import description
+    from harness.targets.command import Command, unpacked
     from harness.targets.server import from_command
 
-    if not settings.command:
-        raise TargetError("command: which? --command 'PROGRAM ARGUMENT … {port}'")
-    server = from_command(settings.command)
-    _only_relays("command", settings)
-    if settings.relays and not server.relays:
-        raise TargetError("the scenario needs a server that relays: put {relay_port} into --command, or choose another")
-    return partial(Command, server=server, port=settings.port, nofile=settings.nofile)
+    if not settings.command and not settings.server:
+        raise TargetError("command: which? --command 'PROGRAM ARGUMENT … {port}', or --server NAME or FILE.toml")
+    server = description.load(settings.server) if settings.server else from_command(settings.command)
+    _only_relays(server.name, settings, server.offers)
+    if settings.relays and not server.is_relay:
+        raise TargetError(
+            f"the scenario needs a server that relays to {{relay_port}}, which {server.name} is not told to: "
+            "choose another scenario, or see docs/targets.md"
+        )
+    return partial(Command, server=server, tree=unpacked(server), port=settings.port, nofile=settings.nofile)
 
 
 def _attach(settings: Settings) -> MakeTarget:
@@ -121,12 +126,12 @@ def _attach(settings: Settings) -> MakeTarget:
     return make
 
 
-def _only_relays(name: str, settings: Settings) -> None:
+def _only_relays(name: str, settings: Settings, offers: Collection[str] = ()) -> None:
     """Raises TargetError for what is asked of a server that we did not write, and that it is not set up for."""
     if settings.defects:
         raise TargetError(f"--defect re-opens bugs of the embedded target; {name} has its own")
-    if settings.needs:
-        raise TargetError(f"the scenario needs {', '.join(settings.needs)}, which {name} is not set up with")
+    if lacking := [need for need in settings.needs if need not in offers]:
+        raise TargetError(f"the scenario needs {', '.join(lacking)}, which {name} is not set up with")
 
 
 _MAKERS: dict[str, Callable[[Settings], MakeTarget]] = {

@@ -13,8 +13,9 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 
 TIMEOUT_S = 300.0
@@ -32,17 +33,22 @@ def cache_directory() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "seatbelt"
 
 
-def unpack(package: str, cache: Path | None = None) -> Path:
-    """The directory that holds the package's files (`usr/sbin/…` and so on). Raises Unavailable."""
+def unpack(package: str, *others: str, cache: Path | None = None) -> Path:
+    """The directory that holds the package's files (`usr/sbin/…` and so on), and those of others that it needs.
+
+    Libraries are found without being named. Raises Unavailable.
+    """
     for tool in ("apt-get", "dpkg"):
         if shutil.which(tool) is None:
             raise Unavailable(f"{package}: no {tool} here; packages can be unpacked on Debian and its like")
     root = (cache or cache_directory()) / "debian"
     root.mkdir(parents=True, exist_ok=True)
-    tree = root / package
-    with locked(root / f"{package}.lock"):
+    # Named after all of them, and short: it is in many a path that an error tells.
+    mark = f"+{sha256(' '.join(others).encode()).hexdigest()[:8]}" if others else ""
+    tree = root / f"{package}{mark}"
+    with locked(root / f"{tree.name}.lock"):
         if not tree.exists():
-            _fetch(package, tree)
+            _fetch((package, *others), tree)
     return tree
 
 
@@ -60,21 +66,22 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _fetch(package: str, tree: Path) -> None:
+def _fetch(packages: Sequence[str], tree: Path) -> None:
     """Unpack beside the place and rename, so that a tree which is there is whole."""
     parts = tree.with_name(f"{tree.name}.part")
     shutil.rmtree(parts, ignore_errors=True)
     downloads = parts / "downloads"
     downloads.mkdir(parents=True)
     files = parts / "files"
-    _download(package, downloads)
+    for package in packages:
+        _download(package, downloads)
     _unpack_all(downloads, files)
     if missing := _missing_libraries(files):
-        for dependency in _dependencies(package):
+        for dependency in {dependency for package in packages for dependency in _dependencies(package)}:
             _download(dependency, downloads)
         _unpack_all(downloads, files)
         if still := _missing_libraries(files):
-            raise Unavailable(f"{package}: lacks {', '.join(sorted(still & missing))}; install what it depends on")
+            raise Unavailable(f"{packages[0]}: lacks {', '.join(sorted(still & missing))}; install what it depends on")
     files.rename(tree)
     shutil.rmtree(parts)
 

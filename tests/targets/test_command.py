@@ -65,7 +65,7 @@ def test_a_relaying_one_rests_when_what_it_accepted_has_arrived(start: Start) ->
         mx.shut_gate("refusing")
         submit(target, "1@sender.test", "x@accepted.test")
         accepted.add("1@sender.test")
-        until(lambda: "messages that nobody has seen" in target.rest().busy, "the message is on its way")
+        until(lambda: "messages not passed on" in target.rest().busy, "the message is on its way")
         mx.open_gate("refusing")
         until(lambda: not target.rest().busy, "rest")
         assert "1@sender.test" in mx.ledger().delivered
@@ -75,7 +75,7 @@ def test_a_relaying_one_rests_when_what_it_accepted_has_arrived(start: Start) ->
 def test_what_never_arrives_is_its_backlog_in_the_end(start: Start) -> None:
     target = start("--relay {relay_port}")
     target.follow(lambda: 3)
-    until(lambda: "messages that nobody has seen" in target.rest().busy, "somebody waits for them")
+    until(lambda: "messages not passed on" in target.rest().busy, "somebody waits for them")
     until(lambda: not target.rest().busy, "patience ends")
     assert target.rest().backlog == 3
 
@@ -160,11 +160,11 @@ def test_a_port_that_somebody_has_is_told(tmp_path: Path) -> None:
     ("settings", "words"),
     [
         (Settings(), "which? --command"),
-        (Settings(command=" "), "--command is empty"),
+        (Settings(command=" "), "--command: is empty"),
         (Settings(command="server 'half"), "No closing quotation"),
-        (Settings(command="server"), "has no {port}"),
+        (Settings(command="server"), "--command: has no {port}"),
         (Settings(command="server {prot}"), "no placeholder {prot}; there is {port}, {relay_port}"),
-        (Settings(command="server {port}", relays=True), "put {relay_port} into --command"),
+        (Settings(command="server {port}", relays=True), "needs a server that relays to {relay_port}, which command"),
         (Settings(command="server {port}", needs=("tls",)), "needs tls"),
         (Settings(command="server {port}", defects=("x",)), "--defect"),
     ],
