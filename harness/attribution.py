@@ -14,17 +14,20 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import msgspec
 
 from harness.detectors.classes import descriptor_class, listening_ports, unexplained_files
-from harness.experiment import Cut, Experiment
+from harness.experiment import Cut, Experiment, Options, Progress
 from harness.load.process import LoadError
 from harness.plan import Step
 from harness.probes import descriptors
 from harness.remote_mx.process import RemoteMXError
+from harness.scenario import Scenario
 from harness.targets import TargetError
+from harness.targets.choice import MakeTarget
 from reports.record import Descriptor, Finding, Process, RunRecord, Snapshot
 
 ATTRIBUTABLE = frozenset({"descriptor", "socket", "memory", "process", "thread", "task", "file"})
@@ -94,6 +97,18 @@ def without_agent(record: RunRecord) -> str:
     return f"{record.target.name} has no agent to tell where it opened what it keeps; `strace -k -f -p PID` may show it"
 
 
+def run_and_explain(
+    scenario: Scenario, make_target: MakeTarget, directory: Path, options: Options, progress: Progress
+) -> RunRecord:
+    """A run and, when it found something, the second look. Raises what `Experiment.run` raises."""
+    record = Experiment(scenario, make_target, directory, options, progress).run()
+    if record.findings:
+        traced = partial(make_target, traced=True)
+        second = SecondLook(scenario, traced, directory / DIRECTORY, options, progress)
+        record.attribution = without_agent(record) or second.explain(record.findings)
+    return record
+
+
 class SecondLook(Experiment):
     """The same scenario on a traced target. `explain` fills in `opened_at` of what it sees again."""
 
@@ -108,7 +123,8 @@ class SecondLook(Experiment):
                 record = self._blank(datetime.now(UTC))
                 for step in self._steps(wanted):
                     self._give(record, step)
-                self._match(record, wanted)
+                assert self._target.agent_directory is not None
+                match(record, wanted, self._target.agent_directory, self._target.spool)
         except Cut as cut:
             return f"the traced run was cut short: {cut.incident.text}"
         except (TargetError, LoadError, RemoteMXError, OSError, msgspec.DecodeError) as error:
@@ -126,23 +142,6 @@ class SecondLook(Experiment):
         yield Step("warm-up", self._plan.first_dose)
         for _ in range(DOSES):
             yield Step("count", units)
-
-    def _match(self, record: RunRecord, wanted: Sequence[Finding]) -> None:
-        """While the target still runs: threads and files are looked up as they are now."""
-        first, last = record.doses[0].snapshot, record.doses[-1].snapshot
-        assert self._target.agent_directory is not None
-        traces = {process.pid: _trace(self._target.agent_directory, process.pid) for process in last.processes}
-        roles = {process.pid: process.role for process in last.processes}
-        for process in last.processes:
-            if process.state != "Z":
-                process.descriptors = descriptors.read(
-                    process.pid
-                )  # with their access modes, which snapshots leave out
-        sight = Sight(first, last, {pid: trace for pid, trace in traces.items() if trace is not None}, roles)
-        for finding in wanted:
-            finding.opened_at = sight.lines(finding, self._target.spool)
-            if finding.resource == "memory":
-                finding.examples = sight.types(finding.role)
 
 
 class Sight:
@@ -251,6 +250,23 @@ class Sight:
 
     def _with_role(self, role: str) -> Iterable[tuple[int, Trace]]:
         return [(pid, trace) for pid, trace in self._traces.items() if self._roles[pid] == role]
+
+
+def match(record: RunRecord, wanted: Sequence[Finding], agent_directory: Path, spool: Path | None) -> None:
+    """Fill in `opened_at` from the traces of the last rest, while the traced target still runs: threads and files are
+    looked up as they are now. Raises OSError and msgspec.DecodeError for a trace that is none.
+    """
+    first, last = record.doses[0].snapshot, record.doses[-1].snapshot
+    traces = {process.pid: _trace(agent_directory, process.pid) for process in last.processes}
+    roles = {process.pid: process.role for process in last.processes}
+    for process in last.processes:
+        if process.state != "Z":
+            process.descriptors = descriptors.read(process.pid)  # with their access modes, which snapshots leave out
+    sight = Sight(first, last, {pid: trace for pid, trace in traces.items() if trace is not None}, roles)
+    for finding in wanted:
+        finding.opened_at = sight.lines(finding, spool)
+        if finding.resource == "memory":
+            finding.examples = sight.types(finding.role)
 
 
 def is_attributable(finding: Finding) -> bool:

@@ -105,11 +105,9 @@ def run(
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="print what happens, line by line")] = False,
 ) -> None:
     """Load a mail server, let it rest, and say what it failed to let go of."""
-    from functools import partial
-
     from harness import experiment, plan, reporting
     from harness import scenario as scenarios
-    from harness.attribution import DIRECTORY, SecondLook, without_agent
+    from harness.attribution import run_and_explain
     from harness.load.process import LoadError
     from harness.progress import progress
     from harness.remote_mx.policy import Policy, PolicyError
@@ -149,11 +147,10 @@ def run(
     options = experiment.Options(profile=plan.PROFILES[profile], users=users, seed=seed, units=sessions, refuses=mx)
     try:
         with progress(quiet=quiet, verbose=verbose) as show:
-            result = experiment.Experiment(chosen, make_target, directory, options, show).run()
-            if attribution and result.findings:
-                traced = partial(make_target, traced=True)
-                second = SecondLook(chosen, traced, directory / DIRECTORY, options, show)
-                result.attribution = without_agent(result) or second.explain(result.findings)
+            if attribution:
+                result = run_and_explain(chosen, make_target, directory, options, show)
+            else:
+                result = experiment.Experiment(chosen, make_target, directory, options, show).run()
     except (TargetError, LoadError, RemoteMXError) as error:
         fail(error)
     except KeyboardInterrupt:

@@ -237,6 +237,7 @@ class Experiment:
         dose.rested = not rest.busy
         dose.snapshot = self._snapshot(rest)
         dose.work = self._work_since_last(tallies)
+        dose.response_ms = summary(tallies).response_ms
         record.doses.append(dose)
         record.work = work_of(self._tallies, LedgerReport(), self._ledger)
         self._measure_promises(record)

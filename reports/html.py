@@ -6,13 +6,26 @@ target is escaped (jinja2's autoescape); the charts are drawn by `reports.charts
 
 from __future__ import annotations
 
+import base64
+import gzip
+import os
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from reports import terminal
-from reports.record import Descriptor, Dose, Finding, Process, RunRecord, Snapshot
+from reports import answers, terminal
+from reports.record import Descriptor, Dose, Process, RunRecord
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
 
 TEMPLATE = "run.html"
-MOST_OPEN = 400  # descriptors listed of one rest: the page is to stay under 1.5 MB
+MOST_OPEN = 1000  # descriptors listed of one rest: the page is to stay under 1.5 MB
+Identity = tuple[object, ...]
+Row = tuple[Process, Descriptor, int]  # and the dose since which it is open at every rest, from 1
+_CODE = re.compile(r"`([^`]+)`")
 
 
 def render(record: RunRecord) -> str:
@@ -21,7 +34,7 @@ def render(record: RunRecord) -> str:
 
     from reports import charts
 
-    script, elements = charts.draw(record)
+    drawn = charts.draw(record)
     environment = Environment(
         loader=PackageLoader("reports"),
         autoescape=True,
@@ -29,33 +42,64 @@ def render(record: RunRecord) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["number"] = terminal.number
-    rests = [(name, open_at(dose.snapshot)) for name, dose in zip(("first", "last"), _ends(record), strict=False)]
+    environment.filters.update(
+        number=terminal.number, confidence=terminal.confidence, code=_with_code, kib=_kib, device=_device
+    )
     return environment.get_template(TEMPLATE).render(
         record=record,
         headline=str(terminal.headline(record)),
-        is_leak=is_leak,
-        where=where,
-        rests=rests,
+        answers=answers,
+        work=list(terminal.work_done(record)),
+        visible=list(terminal.visible(record)),
+        processes=list(_processes(record)),
+        rests=list(_rests(record)),
         most_open=MOST_OPEN,
-        script=Markup(script),
-        charts={title: Markup(element) for title, element in elements.items()},
+        packed=base64.b64encode(gzip.compress(drawn.script.encode(), mtime=0)).decode() if drawn.script else "",
+        charts=[(chart.title, chart.told, Markup(chart.element)) for chart in drawn.charts],
     )
 
 
-def _ends(record: RunRecord) -> list[Dose]:
-    return [record.doses[0], record.doses[-1]] if record.doses else []
+def _rests(record: RunRecord) -> Iterator[tuple[str, list[Row]]]:
+    """What was open at the first rest and at the last, in the order in which lsof lists it."""
+    for name, doses in (("first", record.doses[:1]), ("last", record.doses)):
+        since: dict[Identity, int] = {}
+        for number, dose in enumerate(doses, 1):
+            since = {_identity(*row): since.get(_identity(*row), number) for row in _open(dose)}
+        if doses:
+            yield name, [(*row, since[_identity(*row)]) for row in _open(doses[-1])]
 
 
-def open_at(snapshot: Snapshot) -> list[tuple[Process, Descriptor]]:
-    """What every process held, as lsof lists it."""
-    return [(process, each) for process in snapshot.processes for each in process.descriptors]
+def _open(dose: Dose) -> Iterator[tuple[Process, Descriptor]]:
+    for process in dose.snapshot.processes:
+        for each in process.descriptors:
+            yield process, each
 
 
-def is_leak(finding: Finding) -> bool:
-    return finding.kind not in terminal.NOT_KEPT
+def _identity(process: Process, each: Descriptor) -> Identity:
+    return process.pid, process.started, each.fd, each.kind, each.device, each.inode
 
 
-def where(finding: Finding) -> str:
-    """What the lines of `opened_at` are of this resource."""
-    return {"memory": "Made at", "process": "Started at", "thread": "Started at"}.get(finding.resource, "Opened at")
+def _processes(record: RunRecord) -> Iterator[tuple[Process | None, Process | None]]:
+    """Each process, as it was at the first and at the last rest; None where it was not there."""
+    if not record.doses:
+        return
+    ends = (record.doses[0], record.doses[-1])
+    first, last = ({(each.pid, each.started): each for each in dose.snapshot.processes} for dose in ends)
+    for identity in {**first, **last}:
+        yield first.get(identity), last.get(identity)
+
+
+def _with_code(text: str) -> Markup:
+    """What stands between backquotes as code; everything escaped."""
+    from markupsafe import Markup, escape
+
+    return Markup(_CODE.sub(r"<code>\1</code>", str(escape(text))))
+
+
+def _kib(size: int) -> str:
+    return f"{size / 1024:,.0f} KiB"
+
+
+def _device(number: int) -> str:
+    """``8,1``, as lsof writes it."""
+    return f"{os.major(number)},{os.minor(number)}"

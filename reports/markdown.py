@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from reports import terminal
+from reports import answers, terminal
 from reports.record import Finding, RunRecord
 
 SIGNS = {"leak": "❌", "clean": "✅", "inconclusive": "⚠️"}
@@ -43,7 +43,7 @@ def _lines(record: RunRecord) -> Iterator[str]:
     )
     for number, finding in enumerate(record.findings, 1):
         yield ""
-        yield from _finding(number, finding)
+        yield from _finding(record, number, finding)
     if record.verdict == "inconclusive":
         yield ""
         yield from (f"- {_escaped(reason)}" for reason in record.reasons)
@@ -55,17 +55,15 @@ def _lines(record: RunRecord) -> Iterator[str]:
     yield "</details>"
 
 
-def _finding(number: int, finding: Finding) -> Iterator[str]:
+def _finding(record: RunRecord, number: int, finding: Finding) -> Iterator[str]:
     who = f" in {finding.role}" if finding.role else ""
     yield f"**{number}. {_escaped(finding.resource)}: {_escaped(finding.label + who)}**"
     yield ""
     yield _escaped(finding.message)
-    if finding.high > 0:
-        yield ""
-        yield _escaped(
-            f"{terminal.number(finding.rate)} for each {finding.unit} "
-            f"(95 % interval {terminal.number(finding.low)} to {terminal.number(finding.high)})"
-        )
+    yield ""
+    for label, told in (("How much", answers.how_much(finding)), ("Since when", answers.since(record, finding))):
+        if told:
+            yield f"- {label}: {_escaped(told)}"
     if finding.dose_units:
         yield ""
         yield f"| {_escaped(finding.unit)} | " + " | ".join(map(str, finding.dose_units)) + " |"

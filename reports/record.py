@@ -130,6 +130,7 @@ class Dose(msgspec.Struct):
     began: float = 0.0
     ended: float = 0.0  # end of load; the drain follows
     drained_s: float = 0.0
+    response_ms: dict[str, float] = msgspec.field(default_factory=dict)  # of the load's commands: p50, p99
     rested: bool = True  # False: the target had not come to rest by the deadline
     snapshot: Snapshot = msgspec.field(default_factory=Snapshot)
 

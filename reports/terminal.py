@@ -17,6 +17,7 @@ from rich.text import Text
 from reports.record import Finding, RunRecord, Tested, Work
 
 COLUMNS = 80
+UNFOLDED = 10_000  # columns: nothing is as long
 LABEL_COLUMNS = 16
 TEXT_COLUMNS = COLUMNS - LABEL_COLUMNS
 INDENT = "   "  # of what belongs to a finding
@@ -33,9 +34,9 @@ def print_report(record: RunRecord, console: Console) -> None:
     console.print(render(record))
 
 
-def as_text(record: RunRecord) -> str:
-    """The whole report without colours, for files."""
-    console = Console(width=COLUMNS, file=io.StringIO(), color_system=None, highlight=False)
+def as_text(record: RunRecord, *, columns: int = COLUMNS) -> str:
+    """The whole report without colours, for files. The verdict's sentence is one line if it fits into `columns`."""
+    console = Console(width=columns, file=io.StringIO(), color_system=None, highlight=False)
     with console.capture() as captured:
         console.print(render(record))
     return captured.get()
@@ -50,7 +51,8 @@ def render(record: RunRecord) -> RenderableType:
         parts += [Text(), _line("attribution", record.attribution)]
     if record.verdict == "inconclusive" and len(record.reasons) > 1:
         parts += [Text(), Text("It is also inconclusive because:"), *map(_bullet, record.reasons[1:])]
-    parts += [Text(), *_work(record), *_seen(record), Text(), *_footer(record)]
+    told = [_line(*each) for each in (*work_done(record), *visible(record))]
+    parts += [Text(), *told, Text(), *_footer(record)]
     return Group(*parts)
 
 
@@ -60,13 +62,13 @@ def headline(record: RunRecord) -> Text:
         first, *others = record.findings
         word = "FAILED" if first.kind in NOT_KEPT else "LEAK"
         said = first.message or f"{first.role} keeps {first.label}"
-        more = f" (and {_count(len(others), 'other finding')})" if others else ""
+        more = f" (and {quantity(len(others), 'other finding')})" if others else ""
         return _verdict(record, word, said + more)
     if record.verdict == "inconclusive":
         return _verdict(record, "INCONCLUSIVE", record.reasons[0] if record.reasons else "no reason was recorded")
     judged = [dose for dose in record.doses if dose.phase != "warm-up"]
-    units = _count(sum(dose.units for dose in judged), record.judgement.unit)
-    return _verdict(record, record.verdict.upper(), f"nothing is kept after {units} in {_count(len(judged), 'dose')}")
+    units = quantity(sum(dose.units for dose in judged), record.judgement.unit)
+    return _verdict(record, record.verdict.upper(), f"nothing is kept after {units} in {quantity(len(judged), 'dose')}")
 
 
 def shorten(text: str, columns: int) -> str:
@@ -99,7 +101,7 @@ def _subject(record: RunRecord) -> Text:
 
 def _finding(index: int, finding: Finding) -> Iterator[Text]:
     who = f" in {finding.role}" if finding.role and finding.role not in finding.label else ""
-    pids = f" (pid {_some(finding.pids)})" if finding.pids else ""
+    pids = f" (pid {some(finding.pids)})" if finding.pids else ""
     yield Text(_plain(f"{index}. {finding.resource}: {finding.label}{who}{pids}"), style="bold", overflow="fold")
     if index > 1:  # the first is the headline
         yield _line(f"{INDENT}what", finding.message)
@@ -109,7 +111,7 @@ def _finding(index: int, finding: Finding) -> Iterator[Text]:
     if finding.kind not in NOT_KEPT:
         held = {"memory": "grown by", "counter": "off by"}.get(finding.resource, "held")
         yield _line(f"{INDENT}{held}", f"{number(finding.count)} at the last rest; first seen in {_dose(finding)}")
-        yield _line(f"{INDENT}confidence", _confidence(finding.confidence))
+        yield _line(f"{INDENT}confidence", confidence(finding.confidence))
     elif finding.resource != "mail":
         yield _line(f"{INDENT}when", f"in {_dose(finding)}")
     yield from _proof(finding)
@@ -140,54 +142,55 @@ def _proof(finding: Finding) -> Iterator[Text]:
         yield _line(INDENT + label, "  ".join(values))
 
 
-def _work(record: RunRecord) -> Iterator[Text]:
+def work_done(record: RunRecord) -> Iterator[tuple[str, str]]:
+    """What was done and what became of it: a label and a sentence each; nothing where nobody counted."""
     work = record.work
     if not (work.sessions or work.messages):
         return
-    yield _line(
+    yield (
         "work",
-        f"{_count(work.sessions, 'session')}, {_count(work.messages, 'message')} "
+        f"{quantity(work.sessions, 'session')}, {quantity(work.messages, 'message')} "
         f"({number(work.messages_per_session_in)} a session), {work.accepted:,} accepted",
     )
     if work.messages or work.messages_out:
-        yield _line(
+        yield (
             "relayed",
-            f"{_count(work.messages_out, 'transaction')} in {_count(work.sessions_out, 'session')} "
+            f"{quantity(work.messages_out, 'transaction')} in {quantity(work.sessions_out, 'session')} "
             f"({number(work.messages_per_session_out)} a session), {work.refused_messages:,} refused entirely; "
-            f"{_count(work.refused_recipients, 'recipient')} refused by the target",
+            f"{quantity(work.refused_recipients, 'recipient')} refused by the target",
         )
-        yield _line("mail", _fates(work))
+        yield "mail", _fates(work)
     failures = record.load.failures
     if failures:
-        yield _line("load", f"{_count(failures, 'failure')}: {'; '.join(record.load.errors[:MAX_EXAMPLES])}")
+        yield "load", f"{quantity(failures, 'failure')}: {'; '.join(record.load.errors[:MAX_EXAMPLES])}"
 
 
 def _fates(work: Work) -> str:
     return ", ".join(f"{getattr(work, fate):,} {fate}" for fate in FATES)
 
 
-def _seen(record: RunRecord) -> Iterator[Text]:
-    """What the run would have shown, had it been there; and what it could not look at."""
+def visible(record: RunRecord) -> Iterator[tuple[str, str]]:
+    """What the run would have shown, had it been there, and what it could not look at: a label and a sentence each."""
     counted = [each for each in record.tested if each.resource != "memory"]
     memory = [each for each in record.tested if each.resource == "memory"]
     unit = record.judgement.unit
-    visible = max((each.smallest_visible for each in counted), default=0.0)
-    if visible > 0:
+    smallest = max((each.smallest_visible for each in counted), default=0.0)
+    if smallest > 0:
         kinds = ", ".join(dict.fromkeys(each.resource for each in counted))
-        yield _line("would show", f"{number(visible)} for each {unit} of any of {len(counted)} classes of {kinds}")
+        yield "would show", f"{number(smallest)} for each {unit} of any of {len(counted)} classes of {kinds}"
     for metric, roles in _by_metric(memory).items():
         worst = max(each.smallest_visible for each in roles)
-        who = f"in any of {_count(len(roles), 'role')}"
-        yield _line("would show", f"{number(worst)} {NOUNS.get(metric, metric)} for each {unit} {who}")
+        who = f"in any of {quantity(len(roles), 'role')}"
+        yield "would show", f"{number(worst)} {NOUNS.get(metric, metric)} for each {unit} {who}"
     unjudged: dict[str, list[str]] = {}
     for each in memory:
         if each.verdict == "inconclusive":
             unjudged.setdefault(each.reason, []).append(each.role)
     for reason, names in unjudged.items():
-        yield _line("not judged", f"{', '.join(names)}: {reason}")
+        yield "not judged", f"{', '.join(names)}: {reason}"
     for each in memory:
         if each.verdict == "clean" and each.reason:
-            yield _line("in part", f"memory of {each.role}: {each.reason}")
+            yield "in part", f"memory of {each.role}: {each.reason}"
 
 
 def _by_metric(tested: Iterable[Tested]) -> dict[str, list[Tested]]:
@@ -215,16 +218,19 @@ def _bullet(text: str) -> Text:
     return Text(_plain(f"- {text}"), overflow="fold")
 
 
-def _confidence(confidence: float) -> str:
-    return "over 99.99 %" if confidence > 0.9999 else f"{100 * confidence:.2f} %"
+def confidence(level: float) -> str:
+    """``99.87 %``."""
+    return "over 99.99 %" if level > 0.9999 else f"{100 * level:.2f} %"
 
 
-def _some(values: Sequence[int]) -> str:
+def some(values: Sequence[int]) -> str:
+    """The first five, and how many more."""
     shown = " ".join(map(str, values[:5]))
     return f"{shown} and {len(values) - 5} more" if len(values) > 5 else shown
 
 
-def _count(count: int, noun: str) -> str:
+def quantity(count: int, noun: str) -> str:
+    """``1 dose``, ``1,200 doses``."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 

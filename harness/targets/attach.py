@@ -19,7 +19,7 @@ from pathlib import Path
 from harness.probes import processes, sockets
 from harness.probes import snapshot as probe
 from harness.targets import Rest, TargetError
-from harness.targets.stillness import Stillness
+from harness.targets.stillness import STILL_S, Stillness
 from reports.record import Incident
 
 SYSTEMCTL_TIMEOUT_S = 10.0
@@ -41,15 +41,26 @@ class Attached:
     name = "attach"
     defects: Sequence[str] = ()
     spool: Path | None = None
-    agent_directory: Path | None = None
     mailboxes: Path | None = None
 
-    def __init__(self, what: str, *, port: int = 0) -> None:
-        """Raises TargetError."""
+    def __init__(
+        self,
+        what: str,
+        *,
+        port: int = 0,
+        still_s: float = STILL_S,
+        clients_stay: bool = False,
+        agent_directory: Path | None = None,
+    ) -> None:
+        """`clients_stay`: it may rest with clients connected. `agent_directory`: of an agent that somebody else started
+        it with. Raises TargetError.
+        """
+        self.agent_directory = agent_directory
         self.found = locate(what)
         self.version = f"{self.found.title} (pid {self.found.pid})"
         self._port = port or _port(what)
-        self._stillness = Stillness(self.found.pid, self.found.ports)
+        ports = () if clients_stay else self.found.ports
+        self._stillness = Stillness(self.found.pid, ports, still_s=still_s)
 
     @property
     def root_pid(self) -> int:

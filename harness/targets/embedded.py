@@ -204,6 +204,18 @@ class Embedded:
         waiting = counters["scheduler.envelope"] - counters["scheduler.envelope.inflight"]
         return Rest(busy, max(0, waiting), counters, self._gauges)
 
+    def counters(self) -> dict[str, int]:
+        """What it says of itself, as `smtpctl show stats` prints it. Raises TargetError."""
+        return self.rest().counters
+
+    def smtpctl(self, *words: str) -> str:
+        """What `smtpctl WORDS` prints. Raises TargetError with what it says when it fails."""
+        command = [sys.executable, "-m", "mta_under_test.smtpctl", "--socket", str(self._socket_path), *words]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=STOP_TIMEOUT_S, check=False)
+        if done.returncode:
+            raise TargetError(done.stderr.strip() or f"smtpctl ended with status {done.returncode}")
+        return done.stdout
+
     def traffic(self) -> list[Traffic]:
         if self._control is None:
             raise TargetError("the target is not running")

@@ -7,8 +7,10 @@ from reports.record import (
     Dose,
     Finding,
     Judgement,
+    Memory,
     Process,
     RunRecord,
+    Samples,
     Snapshot,
     TargetInfo,
     Tested,
@@ -28,15 +30,16 @@ def record(verdict: Verdict = "leak") -> RunRecord:
     )  # fmt: skip
     doses = [
         Dose(
-            Work(sessions=2, messages=22), units=20, began=1.0, ended=2.0, drained_s=0.5,
+            Work(sessions=2, messages=22, messages_per_session_in=11.0), units=20, began=1.0, ended=2.0, drained_s=0.5,
+            response_ms={"p50": 1.5, "p99": 7.0},
             snapshot=Snapshot(processes=[
-                Process(7, 1, "transfer", descriptors=[
+                Process(7, 1, "transfer", memory=Memory(private_dirty=4096), descriptors=[
                     Descriptor(3, "tcp", "socket:[1]", state="ESTABLISHED", local="127.0.0.1:1", peer="127.0.0.1:2"),
                     *(Descriptor(10 + n, "file", f"/spool/{HOSTILE}{n}", inode=n, deleted=True) for n in range(held)),
                 ]),
             ]),
         )
-        for held in (0, 19, 600)
+        for held in (0, 19, 1200)
     ]  # fmt: skip
     return RunRecord(
         scenario="rejected-reuse",
@@ -49,4 +52,5 @@ def record(verdict: Verdict = "leak") -> RunRecord:
         began="2026-11-24T07:12:58+00:00",
         command="seatbelt run --defect 'transfer-fd-leak'",
         doses=doses,
+        samples=Samples(rows=[(0.1 * n, 7, 10 + n, 1 << 20) for n in range(9)]),
     )

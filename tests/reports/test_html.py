@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from reports import html
+from reports import charts, html
+from reports.record import Samples, Work
 from tests.reports.drawn import record
 
 BROWSER = shutil.which("chromium")
@@ -25,6 +26,18 @@ QUIET = [
     "--disable-component-update",
     "--disable-sync",
 ]
+
+
+CHARTS = (
+    "Descriptors over work",
+    "Private memory since the first rest, KiB",
+    "Sockets by state",
+    "Load rate",
+    "Time to an answer",
+    "Messages per session",
+    "Descriptors over time",
+    "Resident memory over time",
+)
 
 
 class Links(HTMLParser):
@@ -53,8 +66,38 @@ def test_the_page_needs_nothing_but_itself() -> None:
 def test_the_verdict_the_rate_and_the_opener_are_told_before_any_chart() -> None:
     page = html.render(record())
     top = page[: page.index("What happened")]
-    for text in ("LEAK:", "0.987 for each refused message", "since dose 2", "disk.py:184"):
+    for text in ("LEAK:", "0.987 for each refused message", "dose 2 of 3, after 20 refused messages", "disk.py:184"):
         assert text in top
+
+
+def test_every_chart_says_in_words_what_it_shows() -> None:
+    drawn = charts.draw(record())
+    assert tuple(chart.title for chart in drawn.charts) == CHARTS
+    assert drawn.charts[0].told == "transfer: 1 to 1,201."
+    assert drawn.charts[1].told == "1 does not change."
+    assert "<figcaption><b>Descriptors over work</b>" in html.render(record())
+
+
+def test_a_chart_of_nothing_is_left_out() -> None:
+    one = record()
+    one.samples = Samples()
+    for dose in one.doses:
+        dose.work, dose.response_ms = Work(), {}
+    assert [chart.title for chart in charts.draw(one).charts] == list(CHARTS[:3])
+
+
+def test_what_is_open_tells_since_when_and_a_finding_how_long() -> None:
+    page = html.render(record())
+    last = page[page.index("What was open at the last rest") :]
+    assert last.count('<tr class="new">') == html.MOST_OPEN - 1  # all but the socket, which was there at the first
+    assert "296 at the last rest, none of them let go of; the oldest held for" in page
+
+
+def test_a_run_of_many_doses_still_fits() -> None:
+    one = record()
+    one.doses *= 60
+    one.samples.rows = [(0.1 * n, pid, 10 + n % 50, n << 12) for n in range(2500) for pid in range(8)]
+    assert len(html.render(one).encode()) < 1_500_000
 
 
 def test_a_run_without_a_dose_has_a_page_too() -> None:
@@ -86,4 +129,4 @@ def test_in_a_browser_every_chart_is_drawn_and_a_phone_need_not_scroll_sideways(
     beyond, documents, charts = json.loads(found[1])
     assert beyond <= 0
     assert documents == 1
-    assert charts == 5
+    assert charts == len(CHARTS)

@@ -18,6 +18,8 @@ def outside_code(text: str) -> str:
 def test_the_verdict_comes_first_and_the_proof_is_a_table() -> None:
     lines = markdown.render(record()).splitlines()
     assert lines[0].startswith("### ❌ Seatbelt: LEAK: transfer keeps")
+    assert "- How much: 0.987 for each refused message (95 % interval 0.966 to 0.996)" in lines
+    assert "- Since when: dose 2 of 3, after 20 refused messages, 1.0 s into the run" in lines
     assert "| refused message | 20 | 40 |" in lines
     assert "| left | 19 | 39 |" in lines
     assert "mta_under_test/spool/disk.py:184 in message_fd (queue)" in lines

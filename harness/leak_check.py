@@ -1,0 +1,259 @@
+"""Work that a caller does himself, in doses: what a test of another project needs to know what its code keeps.
+
+    check = LeakCheck(target, "test_mail", ...)
+    for units in check.doses():     # do exactly so many units of work
+        ...
+    check.record                    # judged
+
+The doses, the rests and the judgement are those of a run (`experiment`); only nobody here makes load. Memory is judged
+where objects can be counted: where an agent answers, and in this very process, which counts its own.
+
+Owns: when a dose is over. Never: starts or stops anything, decides what a verdict means for the caller.
+
+What a check remembers is in a file until it is judged: this process must not grow by what it knows.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import platform
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+
+from harness import __version__
+from harness.attribution import is_attributable, match
+from harness.detectors import verdict
+from harness.plan import PROFILES, Plan, Profile, Step
+from harness.probes import snapshot as probe
+from harness.probes.sampler import Sampler
+from harness.quiescence import Quiescence
+from harness.targets import Rest, Target
+from harness.targets.attach import Attached
+from harness.targets.itself import Itself
+from reports.record import (
+    AgentReading,
+    Dose,
+    Host,
+    Incident,
+    Judgement,
+    RunRecord,
+    Snapshot,
+    TargetInfo,
+)
+
+REST_TIMEOUT_S = 30.0
+SAMPLE_HZ = 10.0
+STILL_S = 0.1  # without any movement: a server under test has no other clients
+FIRST_DOSE = 20
+
+
+class _Ended(Exception):
+    """The target can give no more rests."""
+
+    def __init__(self, incident: Incident) -> None:
+        super().__init__(incident.text)
+        self.incident = incident
+
+
+class _Nobody:
+    """Whoever relays to a remote MX waits for it in its own `rest`."""
+
+    def open_sessions(self) -> int:
+        return 0
+
+
+class LeakCheck:
+    """One check of `target`, by the name `name`. `record` is whole when `doses` has come to its end."""
+
+    def __init__(
+        self,
+        target: Target,
+        name: str,
+        *,
+        unit: str = "call",
+        profile: Profile = PROFILES["quick"],
+        first_dose: int = FIRST_DOSE,
+        memory: bool | None = None,
+        alpha: float = 0.01,
+        command: str = "",
+        traced: bool = False,
+    ) -> None:
+        """`memory`: whether it is judged; None: where objects can be counted. `command`: what repeats the check.
+        `traced`: the target's agents remember where things are made; then memory is not judged. Raises ValueError for a
+        dose without work.
+        """
+        if first_dose < 1:
+            raise ValueError(f"a first dose of {first_dose} units; it must be at least 1")
+        self._target = target
+        self._plan = Plan(profile, first_dose)
+        self._profile = profile
+        self._memory = False if traced else memory  # a tracer grows by what it remembers
+        self._traced = traced
+        self._epoch = time.monotonic()
+        self._quiescence = Quiescence(
+            target, _Nobody(), hurry=False, timeout_s=REST_TIMEOUT_S, check_alive=self._check_alive
+        )
+        self.is_judged = False
+        self.record = RunRecord(
+            scenario=name,
+            target=TargetInfo(target.name, target.version, list(target.defects)),
+            seatbelt=__version__,
+            began=datetime.now(UTC).isoformat(timespec="seconds"),
+            command=command,
+            host=Host(
+                kernel=platform.release(),
+                cpus=len(os.sched_getaffinity(0)),
+                python=platform.python_version(),
+                nofile=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+            ),
+            judgement=Judgement(alpha=alpha, unit=unit, profile=profile.name, memory=bool(self._memory)),
+        )
+
+    def doses(self) -> Iterator[int]:
+        """How much is to be done, dose by dose; after the last one the check is judged. Raises TargetError."""
+        with tempfile.TemporaryFile() as file, self._sampled():
+            kept = _Kept(file.fileno())
+            try:
+                for step in self._steps(kept):
+                    yield step.units
+            except _Ended as ended:
+                self.record.incidents.append(ended.incident)
+            self.record.doses = kept.read()
+        self._judge()
+
+    # ---- the phases
+
+    def _steps(self, kept: _Kept) -> Iterator[Step]:
+        """Each step is over when the next one is asked for: then the target rests and is counted."""
+        for step in self._plan.counts():
+            yield from self._given(kept, step)
+        if self._memory is None:
+            self.record.judgement.memory = _objects_counted(kept)
+        if not self.record.judgement.memory:
+            return
+        if self._profile.stop_at_count_finding and verdict.judge(self._so_far(kept)).findings:
+            return
+        for number in range(self._profile.rounds):
+            for step in self._plan.memory_round(number):
+                yield from self._given(kept, step)
+            if verdict.decided(self._so_far(kept)):
+                return
+
+    def _given(self, kept: _Kept, step: Step) -> Iterator[Step]:
+        began = self._clock()
+        yield step
+        ended = self._clock()
+        rest = self._quiescence.wait()
+        dose = Dose(units=step.units, phase=step.phase, round=step.round, began=began, ended=ended)
+        dose.drained_s = self._clock() - ended
+        dose.rested = not rest.busy
+        dose.snapshot = self._snapshot(rest)
+        kept.add(dose)
+        if rest.busy:
+            busy = ", ".join(f"{name} {count}" for name, count in rest.busy.items())
+            text = f"not at rest {REST_TIMEOUT_S:.0f} s after a dose of {step.units}: {busy}"
+            raise _Ended(Incident(kind="restless", text=text, at=self._clock()))
+        self._check_alive()
+
+    def _so_far(self, kept: _Kept) -> RunRecord:
+        return msgspec.structs.replace(self.record, doses=kept.read())
+
+    def _judge(self) -> None:
+        record = self.record
+        judged = verdict.judge(record)
+        record.verdict, record.findings = judged.verdict, judged.findings
+        record.tested, record.reasons = judged.tested, judged.reasons
+        wanted = [finding for finding in record.findings if is_attributable(finding)]
+        if self._traced and wanted and self._target.agent_directory is not None:
+            match(record, wanted, self._target.agent_directory, self._target.spool)
+            record.attribution = "the target was traced while it was checked"
+        self.is_judged = True
+
+    # ---- observing
+
+    @contextmanager
+    def _sampled(self) -> Iterator[None]:
+        """Under load too; but a process that samples itself would grow by its samples."""
+        if self._target.root_pid == os.getpid():
+            yield
+            return
+        with Sampler(lambda: probe.tree(self._target.root_pid), hz=SAMPLE_HZ, clock=self._clock) as sampler:
+            yield
+        self.record.samples = sampler.samples
+
+    def _check_alive(self) -> None:
+        for incident in self._target.deaths():
+            incident.at = self._clock()
+            raise _Ended(incident)
+
+    def _snapshot(self, rest: Rest) -> Snapshot:
+        taken = probe.take_snapshot(
+            self._target.root_pid,
+            spool=self._target.spool,
+            agent_dir=self._target.agent_directory,
+            counters=rest.counters,
+            backlog=rest.backlog,
+            clock=self._clock,
+        )
+        taken.gauges, taken.stuck = dict(rest.gauges), list(rest.stuck)
+        for process in taken.processes:
+            if process.pid == os.getpid():
+                process.agent = _own_objects()
+        self._quiescence.at_rest(taken.processes)
+        return taken
+
+    def _clock(self) -> float:
+        return time.monotonic() - self._epoch
+
+
+def watched(of: object, agent_directory: Path | None = None) -> Target:
+    """What a check is of: None is this process; else a pid, whatever has one (subprocess.Popen), or a target.
+
+    Raises TargetError for a process that is not there or may not be looked at, TypeError for anything else.
+    """
+    if of is None or of == os.getpid():
+        return Itself()
+    if hasattr(of, "root_pid"):
+        target: Target = of  # type: ignore[assignment]
+        return target
+    pid = of if isinstance(of, int) else getattr(of, "pid", None)
+    if not isinstance(pid, int):
+        raise TypeError(f"a check is of a pid, of a process with .pid, or of a target, not of {of!r}")
+    # Its clients are the caller's: what he holds between two doses is no work that goes on.
+    return Attached(str(pid), still_s=STILL_S, clients_stay=True, agent_directory=agent_directory)
+
+
+class _Kept:
+    """Doses in a file, a line each."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def add(self, dose: Dose) -> None:
+        data = msgspec.json.encode(dose) + b"\n"
+        while data:
+            data = data[os.write(self._descriptor, data) :]
+
+    def read(self) -> list[Dose]:
+        size = os.fstat(self._descriptor).st_size
+        return [msgspec.json.decode(line, type=Dose) for line in os.pread(self._descriptor, size, 0).splitlines()]
+
+
+def _objects_counted(kept: _Kept) -> bool:
+    return any(process.agent is not None for dose in kept.read() for process in dose.snapshot.processes)
+
+
+def _own_objects() -> AgentReading:
+    """As an agent in another process would count them."""
+    gc.collect()
+    gc.collect()  # finalizers of the first round may have let more go
+    return AgentReading(blocks=sys.getallocatedblocks())
