@@ -155,6 +155,7 @@ class Ours(Server):
 
     def configure(self) -> None:
         (self.directory / "smtpd.conf").write_text(
+            f"smtp limit max-mails 1000000\n"
             f"listen on 127.0.0.1 port {self.port}\n"
             f'action "out" relay host smtp://127.0.0.1:{self.sink}\n'
             f'match from any for any action "out"\n'
@@ -256,6 +257,7 @@ class OpenSMTPD(Contained):
         for path in ("lib/opensmtpd", "lib/opensmtpd/empty"):
             (self.directory / path).chmod(0o711)
         (self.directory / "smtpd.conf").write_text(
+            f"smtp limit max-mails 1000000\n"
             f"listen on 127.0.0.1 port {self.port}\n"
             f'action "out" relay host smtp://127.0.0.1:{self.sink}\n'
             f'match from any for any action "out"\n'
