@@ -6,7 +6,7 @@ VENV   ?= .venv
 JOBS   ?= 2
 STAMP  := $(VENV)/.installed
 
-.PHONY: run test lint packages clean
+.PHONY: run test lint packages docs clean
 
 run: $(STAMP)
 	$(VENV)/bin/seatbelt run $(ARGS)
@@ -19,6 +19,11 @@ lint: $(STAMP)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports --no-cache
+
+# The parts of the documents that the code writes.
+docs: $(STAMP)
+	$(VENV)/bin/typer harness.cli utils docs --name seatbelt --output docs/cli.md
+	$(VENV)/bin/python -c 'from reports.record import schema; print(schema().decode())' > docs/record.schema.json
 
 # Debian packages that tests use; where they cannot be had, those tests skip and say so.
 packages:

@@ -342,6 +342,11 @@ def save(record: RunRecord, path: Path) -> None:
         raise RecordError(f"{path}: cannot write the record: {error.strerror}") from error
 
 
+def schema() -> bytes:
+    """JSON Schema (2020-12) of a run record; docs/record.schema.json is this."""
+    return msgspec.json.format(msgspec.json.encode(msgspec.json.schema(RunRecord)), indent=2)
+
+
 def load(path: Path) -> RunRecord:
     """Read a record written by `save`. Raises RecordError for a missing, foreign or newer file."""
     try:
