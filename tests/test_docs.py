@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -93,7 +94,14 @@ def commands() -> Iterator[tuple[str, list[str]]]:
         for block in _FENCE.finditer(document.read_text()):
             text = re.sub(r"\\\n|\n +(?=--)", " ", block["text"])
             for line in re.findall(r"(?:^|[ $/])seatbelt ((?:[a-z]+)\b.*)$", text, re.M):
-                yield f"{document.name}: {line}"[:90], line.split("#")[0].split()
+                yield f"{document.name}: {line}"[:90], _words(line)
+
+
+def _words(line: str) -> list[str]:
+    try:
+        return shlex.split(line, comments=True)
+    except ValueError:  # prose behind it, with an apostrophe
+        return line.split()
 
 
 COMMANDS = list(commands())
