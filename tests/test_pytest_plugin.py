@@ -56,7 +56,7 @@ def test_a_sample_project_is_told_right_in_parallel(tmp_path: Path) -> None:
     assert re.search(r"^=+ 1 failed, 1 passed in ", done.stdout, re.MULTILINE), done.stdout
     assert "2 workers" in done.stdout
     assert re.search(
-        r"^LEAK: \S+ keeps 1 file .* open for each refused message: 300 of 300$", done.stdout, re.MULTILINE
+        r"^LEAK: tiny_smtp\.py keeps 1 file .* open for each refused message: 300 of 300$", done.stdout, re.MULTILINE
     )
     assert re.search(r"^ +opened at +\S*mkstemp|^.*tiny_smtp\.py:\d+ in mail", done.stdout, re.MULTILINE)
     assert "Traceback" not in done.stdout

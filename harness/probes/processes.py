@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -18,6 +18,7 @@ from reports.record import Process
 Roles = Callable[[str], str]  # given a title, its role
 
 _TITLED = re.compile(r"[\w.+/-]+: (?P<role>\S.*)", re.DOTALL)
+_INTERPRETER = re.compile(r"(?:python|perl|ruby|node|sh|bash|dash)[\d.]*")
 _STEADY = re.compile(r"[A-Za-z][A-Za-z _-]*[A-Za-z]")
 
 
@@ -57,12 +58,13 @@ def read(pid: int, roles: Roles) -> Process | None:
     found = stat(pid)
     if found is None:
         return None
-    title = _title(pid) or found.comm  # zombies and kernel threads have no command line
+    arguments = _arguments(pid)
+    title = " ".join(arguments) or found.comm  # zombies and kernel threads have no command line
     role = roles(title)
     return Process(
         pid=pid,
         started=found.started,
-        role=found.comm if role == title else role,
+        role=(_script(found.comm, arguments) or found.comm) if role == title else role,
         ppid=found.ppid,
         title=title,
         state=found.state,
@@ -122,9 +124,27 @@ def text(name: bytes) -> str:
     return name.decode("utf-8", "backslashreplace")
 
 
-def _title(pid: int) -> str:
-    arguments = read_file(f"/proc/{pid}/cmdline") or b""
-    return text(arguments.rstrip(b"\0 ").replace(b"\0", b" "))
+def _arguments(pid: int) -> list[str]:
+    """The command line; one word where the process has written a title over it."""
+    data = (read_file(f"/proc/{pid}/cmdline") or b"").rstrip(b"\0 ")
+    return [text(word) for word in data.split(b"\0")] if data else []
+
+
+def _script(comm: str, arguments: Sequence[str]) -> str | None:
+    """What an interpreter runs: ``python3 -X dev /opt/mail.py`` is ``mail.py``, ``python3 -m mail`` is ``mail``."""
+    if not _INTERPRETER.fullmatch(comm):
+        return None
+    words = iter(arguments[1:])
+    for word in words:
+        if word in ("-c", "-e", "-"):
+            return None
+        if word == "-m":
+            return next(words, None)
+        if word in ("-X", "-W"):
+            next(words, None)
+        elif not word.startswith("-"):
+            return word.rpartition("/")[2] or None
+    return None
 
 
 def _children(pid: int) -> list[int]:

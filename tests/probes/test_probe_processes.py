@@ -9,7 +9,7 @@ import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from probed import line, python, until
+from probed import HOLDS_EVERYTHING, line, python, until
 
 from harness.probes import processes
 from harness.probes.processes import default_role, roles_by_pattern
@@ -150,3 +150,21 @@ def test_roles_by_pattern() -> None:
 
 def test_bytes_that_are_not_utf_8_stay_distinguishable() -> None:
     assert processes.text(b"caf\xe9") == "caf\\xe9"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "role"),
+    [
+        (("-X", "dev", "-u", str(HOLDS_EVERYTHING), "/tmp"), "holds_everything.py"),
+        (("-m", "json.tool"), "json.tool"),
+        (("-c", "import sys; sys.stdin.read()"), "python"),
+    ],
+)
+def test_what_an_interpreter_runs_is_its_role(arguments: tuple[str, ...], role: str) -> None:
+    with python(*arguments) as process:
+
+        def role_now() -> str:
+            found = processes.read(process.pid, default_role)
+            return found.role.rstrip(".0123456789") if found is not None else ""
+
+        until(lambda: role_now() == role, f"it has begun, as {role}")

@@ -45,6 +45,13 @@ def test_every_invariant_is_a_case_that_its_finding_fails(kind: str, name: str) 
     assert failed == {name}
 
 
+def test_where_no_mail_was_accepted_no_case_is_about_mail() -> None:
+    one = record("clean")
+    assert "mail:" not in junit.render(one)
+    one.work.accepted = 1
+    assert junit.render(one).count('name="mail: ') == 2
+
+
 @given(st.text())
 def test_whatever_the_target_says_the_document_is_well_formed(said: str) -> None:
     one = record()
