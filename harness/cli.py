@@ -105,7 +105,7 @@ def run(
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="print what happens, line by line")] = False,
 ) -> None:
     """Load a mail server, let it rest, and say what it failed to let go of."""
-    from harness import experiment, plan, reporting
+    from harness import experiment, keeping, plan, reporting
     from harness import scenario as scenarios
     from harness.attribution import run_and_explain
     from harness.load.process import LoadError
@@ -137,11 +137,11 @@ def run(
             binary=binary,
         )
         make_target = choose(target, settings)
-        directory = _run_directory(runs, chosen.name)
+        directory = keeping.run_directory(runs, chosen.name)
         files = reporting.Files(html, junit, markdown)
         for path in (record, *files.chosen().values()):
             if path is not None:
-                _check_writable(path)
+                keeping.check_writable(path)
     except (scenarios.ScenarioError, PolicyError, TargetError, BaselineError, OSError) as error:
         fail(error)
     options = experiment.Options(profile=plan.PROFILES[profile], users=users, seed=seed, units=sessions, refuses=mx)
@@ -158,7 +158,7 @@ def run(
         raise typer.Exit(INCONCLUSIVE) from None
     result.command = _command(sys.argv[1:], seed)
     try:
-        kept = _keep(result, directory, record)
+        kept = keeping.keep(result, directory, record)
         reporting.write(result, files)
         _print(result, kept, quiet=quiet)
         reporting.tell_github(result)
@@ -172,48 +172,6 @@ def run(
         except BaselineError as error:
             fail(error)
     raise typer.Exit(EXIT_STATUS[result.verdict])
-
-
-def _run_directory(runs: Path, scenario: str) -> Path:
-    """A new directory for what the run leaves behind. Raises OSError."""
-    from datetime import datetime
-
-    stamp = f"{datetime.now():%Y%m%d-%H%M%S}"
-    for number in range(1000):
-        directory = runs / f"{stamp}-{scenario}{f'-{number}' if number else ''}"
-        try:
-            directory.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        return directory.resolve()
-    raise OSError(f"{runs}: no free name for a run directory")
-
-
-def _check_writable(path: Path) -> None:
-    """An hour of load whose record cannot be written is an hour lost: find out first. Raises OSError."""
-    if path.is_dir():
-        raise IsADirectoryError(f"{path}: cannot write there: is a directory")
-    partial = path.with_name(path.name + ".partial")
-    try:
-        partial.touch()
-        partial.unlink()
-    except OSError as error:
-        raise OSError(f"{path}: cannot write there: {error.strerror}") from error
-
-
-def _keep(result: RunRecord, directory: Path, record: Path | None) -> Path:
-    """Write the record, and leave in the run's directory what helps to understand it. Raises RecordError."""
-    import shutil
-
-    from reports.record import save
-
-    for scratch in ("spool", "agent", "traced"):
-        shutil.rmtree(directory / scratch, ignore_errors=True)
-    (directory / "command").write_text(result.command + "\n")
-    save(result, directory / "record.json")
-    if record is not None:
-        save(result, record)
-    return record or directory / "record.json"
 
 
 def _command(arguments: list[str], seed: int) -> str:
@@ -321,6 +279,22 @@ def repro(
     from harness import reproducing
 
     raise typer.Exit(reproducing.run(record, finding, output))
+
+
+@app.command()
+def shrink(
+    record: Annotated[Path, typer.Argument(metavar="RECORD.json")],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="NAME", help="NAME.smtp, NAME.py")] = Path("shrunk"),
+    finding: Annotated[int, typer.Option(min=1, help="number of the finding, as the report counts them")] = 1,
+    minutes: Annotated[float, typer.Option(min=0.0, help="then the best so far is written")] = 5.0,
+    target: Annotated[str, typer.Option(metavar="TARGET", help="as 'PROGRAM … {port}', if not as in the record")] = "",
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="print what was written only")] = False,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="print what happens, line by line")] = False,
+) -> None:
+    """Find the smallest dialogue that still leaks, and write it as a dialog file and as a stand-alone script."""
+    from harness.shrink.command import Wanted, run
+
+    raise typer.Exit(run(Wanted(record, output, finding, minutes, target, quiet, verbose)))
 
 
 @app.command()

@@ -33,7 +33,7 @@ class Irreproducible(Exception):
 
 def script(record: RunRecord, finding: Finding, name: str) -> str:
     """The text of the script, to be saved as `name`. Raises Irreproducible."""
-    if not record.dialogue:
+    if not record.dialogue and not record.conditions.operations:
         raise Irreproducible("the record has no dialogue: it was written by an older Seatbelt; run it again")
     if record.conditions.operations or any(step.tls for each in record.dialogue for step in each.steps):
         raise Irreproducible(f"{record.scenario} needs more than a mail client (TLS, an operator): use `seatbelt run`")

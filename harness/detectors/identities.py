@@ -25,7 +25,7 @@ of 1 always.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -189,6 +189,15 @@ def sightings(snapshot: Snapshot) -> Iterator[tuple[Identity, Sighting]]:
         yield ("file", name), Sighting(_file_key(what), None, 0, name)
 
 
+def held(snapshot: Snapshot) -> Counter[Key]:
+    """How many of each key there are at one rest, those included that have no identity."""
+    counted = Counter(sighting.key for _, sighting in sightings(snapshot))
+    for process in snapshot.processes:
+        for resource, kind, label, number_of in _numbered(process):
+            counted[Key(process.role, resource, kind, label)] += number_of(process)
+    return counted
+
+
 def _file_key(what: Class) -> Key:
     return Key("", *what)
 
@@ -207,8 +216,7 @@ def _add_anonymous(columns: dict[Key, Series], snapshots: list[Snapshot]) -> Non
         born = len(counts) - 1
         while born > 0 and identity in counts[born - 1]:
             born -= 1
-        numbered = [*COUNTED, *(COUNTED_BY_AGENT if process.agent is not None else ())]
-        for resource, kind, label, number_of in numbered:
+        for resource, kind, label, number_of in _numbered(process):
             numbers = [number_of(at_rest[identity]) for at_rest in counts[born:]]
             column = columns[Key(process.role, resource, kind, label)]
             if _add_rises(column, numbers, born):
@@ -249,6 +257,10 @@ COUNTED_BY_AGENT: tuple[Counted, ...] = (
     ("task", "task", "asyncio task", lambda process: _agents(process).tasks),
     ("task", "timer", "asyncio timer", lambda process: _agents(process).timers),
 )
+
+
+def _numbered(process: Process) -> tuple[Counted, ...]:
+    return COUNTED if process.agent is None else (*COUNTED, *COUNTED_BY_AGENT)
 
 
 def _tested(record: RunRecord, key: Key, rate: Rate, visible: float, *, leaks: bool) -> Tested:

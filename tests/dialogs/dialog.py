@@ -9,6 +9,9 @@
     S: end                              the server hangs up
     S: silence                          the server says nothing, for a while
     -- reconnect                        hang up and connect again
+    -- reset                            hang up by RST
+    -- tls                              the handshake, whatever the certificate; all that follows is said over TLS
+    -- wait 0.5                         seconds
     stored: 1                           so many messages are in the queue now
     line: Subject: hi                   … and this line is in the stored message (after its own Received field)
     no line: secret                     … and this text is nowhere in it
@@ -21,6 +24,9 @@ from __future__ import annotations
 
 import re
 import socket
+import ssl
+import struct
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,8 +112,7 @@ class Client:
             case "C!":
                 self._send(step, raw(step.text))
             case "--":
-                self.close()
-                self._connect()
+                self._act(step)
             case "S:" if step.text == "end":
                 self._expect_end(step)
             case "S:" if step.text == "silence":
@@ -116,6 +121,24 @@ class Client:
                 times = re.match(r"(\d+) times ", step.text)
                 for _ in range(int(times[1]) if times else 1):
                     self._expect(step, step.text[times.end() :] if times else step.text)
+
+    def _act(self, step: Step) -> None:
+        match step.text.split():
+            case ["reconnect"]:
+                self.close()
+                self._connect()
+            case ["reset"]:
+                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                self.close()
+            case ["tls"]:
+                context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+                context.check_hostname = False
+                context.verify_mode = ssl.CERT_NONE
+                self._socket = context.wrap_socket(self._socket)
+            case ["wait", seconds]:
+                time.sleep(float(seconds))
+            case _:
+                raise DialogError(f"{step.where}: there is no `-- {step.text}`")
 
     def _send(self, step: Step, data: bytes) -> None:
         try:

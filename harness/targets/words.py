@@ -1,0 +1,51 @@
+"""A target in words, as `ab --a` and `shrink --target` take it.
+
+embedded --defect transfer-fd-leak      a target's name, and options as `seatbelt run` has them
+./my-server --listen {port}             a command line: any server
+"""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
+from harness.targets import TargetError
+from harness.targets.choice import TARGETS, MakeTarget, Settings, choose
+
+COMMAND = "command"
+
+
+def name_of(text: str) -> str:
+    """Which target is meant. Raises TargetError for nothing at all."""
+    words = _split(text)
+    return words[0] if words[0] in TARGETS else COMMAND
+
+
+def from_words(text: str, settings: Settings) -> MakeTarget:
+    """Raises TargetError for what there is not, or what it cannot have."""
+    name = name_of(text)
+    if name == COMMAND:
+        return choose(name, replace(settings, command=text))
+    words = iter(_split(text)[1:])
+    for word in words:
+        option, equals, value = word.partition("=")
+        value = value if equals else next(words, "")
+        match option:
+            case "--defect" if value:
+                settings = replace(settings, defects=(*settings.defects, value))
+            case "--binary" if value:
+                settings = replace(settings, binary=Path(value))
+            case _:
+                raise TargetError(f"{text!r}: after {name} comes --defect NAME or --binary PATH, and no {word!r}")
+    return choose(name, settings)
+
+
+def _split(text: str) -> list[str]:
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise TargetError(f"{text!r}: {error}") from error
+    if not words:
+        raise TargetError("a target without a name; give 'embedded', or 'PROGRAM ARGUMENT … {port}'")
+    return words
