@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from reports.record import RunRecord
 
 CLEAN, FINDING, USAGE, INCONCLUSIVE = 0, 1, 2, 3
+BISECTION_ENDS = 128  # for `git bisect run` the 2 of a wrong option is a bad commit
 EXIT_STATUS = {"clean": CLEAN, "leak": FINDING, "inconclusive": INCONCLUSIVE}
 
 app = typer.Typer(
@@ -256,6 +257,41 @@ def compare(
 
 
 @app.command()
+def ab(
+    a: Annotated[str, typer.Option("--a", metavar="TARGET|RECORD.json", help="as 'PROGRAM … {port}'; the good one")],
+    b: Annotated[str, typer.Option("--b", metavar="TARGET|RECORD.json", help="as 'embedded --defect NAME'; to judge")],
+    scenario: Annotated[str, typer.Argument(help="name, or path of a scenario file")] = "rejected-reuse",
+    profile: Annotated[ProfileName, typer.Option(help="how long to look")] = ProfileName.quick,
+    users: Annotated[int, typer.Option(min=1, max=1000, help="mail clients at the same time")] = 5,
+    seed: Annotated[int, typer.Option(help="fixes the order of actions and refusals")] = 1,
+    sessions: Annotated[int | None, typer.Option(min=1, help="units of work in the first dose")] = None,
+    mx: Annotated[str | None, typer.Option(metavar="POLICY", help="what the remote MX refuses, as `rcpt=450`")] = None,
+    nofile: Annotated[int | None, typer.Option(min=32, help="descriptor limit of the targets")] = None,
+    runs: Annotated[Path, typer.Option(metavar="DIR", help="where run directories are kept")] = Path("runs"),
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="print the verdict's line only")] = False,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="print what happens, line by line")] = False,
+) -> None:
+    """One scenario on two builds: what b leaks and a does not. For `git bisect run`: 0 good, 1 bad, 125 skip."""
+    from harness.ab import Wanted, run
+
+    wanted = Wanted(
+        scenario=scenario,
+        a=a,
+        b=b,
+        profile=profile,
+        users=users,
+        seed=seed,
+        units=sessions,
+        mx=mx,
+        nofile=nofile,
+        runs=runs,
+        quiet=quiet,
+        verbose=verbose,
+    )
+    raise typer.Exit(run(wanted))
+
+
+@app.command()
 def report(
     record: Annotated[Path, typer.Argument(metavar="RECORD.json")],
     html: Annotated[Path | None, typer.Option(metavar="FILE.html", help="as a page")] = None,
@@ -369,7 +405,12 @@ def mx(
 
 
 def main() -> None:
-    app()
+    try:
+        app()
+    except SystemExit as end:
+        if end.code == USAGE and sys.argv[1:2] == ["ab"]:
+            raise SystemExit(BISECTION_ENDS) from None
+        raise
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ def run(old: Path, new: Path, baseline: Path | None, reason: str | None, until: 
     word = {CLEAN: "NOT WORSE", FINDING: "WORSE", INCONCLUSIVE: "INCONCLUSIVE"}[status]
     console.print(f"{word}: {after.scenario} on {after.target.name}, {old} to {new}", style="bold", soft_wrap=True)
     for pair in comparison.findings:
-        console.print(f"{pair.change:<9} {_told(pair)}", soft_wrap=True)
+        console.print(f"{pair.change:<9} {told(pair)}", soft_wrap=True)
     for cost in comparison.grown:
         text = f"{cost.what}: {number(cost.old)} to {number(cost.new)} {cost.unit}"
         console.print(f"{'costs':<9} {text}", soft_wrap=True)
@@ -102,7 +102,8 @@ def _day(reason: str | None, until: str | None, baseline: Path | None) -> date |
         raise ValueError(f"--until {until}: not a date; write it as 2027-01-31") from error
 
 
-def _told(pair: Pair) -> str:
+def told(pair: Pair) -> str:
+    """One finding of a comparison, in a line."""
     what = pair.finding.message or pair.finding.label
     if pair.old is None or pair.new is None or pair.new.high <= 0:
         return what
