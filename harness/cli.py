@@ -101,6 +101,8 @@ def run(
     baseline: Annotated[
         Path | None, typer.Option(metavar="FILE.toml", help="known findings, which do not fail")
     ] = None,
+    history: Annotated[Path | None, typer.Option(metavar="FILE.jsonl", help="add a line to a history")] = None,
+    build: Annotated[str, typer.Option(metavar="LABEL", help="of the server, in the history [what git says]")] = "",
     attribution: Annotated[bool, typer.Option(help="after a finding, a traced run that tells where it began")] = True,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="print the verdict's line only")] = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="print what happens, line by line")] = False,
@@ -140,7 +142,7 @@ def run(
         make_target = choose(target, settings)
         directory = keeping.run_directory(runs, chosen.name)
         files = reporting.Files(html, junit, markdown)
-        for path in (record, *files.chosen().values()):
+        for path in (record, history, *files.chosen().values()):
             if path is not None:
                 keeping.check_writable(path)
     except (scenarios.ScenarioError, PolicyError, TargetError, BaselineError, OSError) as error:
@@ -163,6 +165,10 @@ def run(
         reporting.write(result, files)
         _print(result, kept, quiet=quiet)
         reporting.tell_github(result)
+        if history is not None:
+            from harness.history import append
+
+            append(history, result, build)
     except (RecordError, OSError) as error:
         fail(error)
     if baseline is not None:
@@ -289,6 +295,19 @@ def ab(
         verbose=verbose,
     )
     raise typer.Exit(run(wanted))
+
+
+@app.command()
+def history(
+    file: Annotated[Path, typer.Argument(metavar="FILE.jsonl", help="as `seatbelt run --history` writes it")],
+    add: Annotated[Path | None, typer.Option(metavar="RECORD.json", help="first add this run")] = None,
+    build: Annotated[str, typer.Option(metavar="LABEL", help="of the run that is added [what git says]")] = "",
+    every: Annotated[bool, typer.Option("--all", help="series without a change, too")] = False,
+) -> None:
+    """What runs of many builds have in common: between which builds something rose or fell."""
+    from harness import history as histories
+
+    raise typer.Exit(histories.run(file, add, build, every=every))
 
 
 @app.command()
