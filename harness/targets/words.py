@@ -10,7 +10,7 @@ import shlex
 from dataclasses import replace
 from pathlib import Path
 
-from harness.targets import TargetError
+from harness.targets import TargetError, description
 from harness.targets.choice import TARGETS, MakeTarget, Settings, choose
 
 COMMAND = "command"
@@ -26,7 +26,8 @@ def from_words(text: str, settings: Settings) -> MakeTarget:
     """Raises TargetError for what there is not, or what it cannot have."""
     name = name_of(text)
     if name == COMMAND:
-        return choose(name, replace(settings, command=text))
+        is_described = text.endswith(".toml") or text in description.names()
+        return choose(name, replace(settings, server=text) if is_described else replace(settings, command=text))
     words = iter(_split(text)[1:])
     for word in words:
         option, equals, value = word.partition("=")
