@@ -22,7 +22,7 @@ from harness.shrink.dialogue import Dialogue
 from harness.shrink.oracle import Oracle, Uncountable
 from harness.targets import TargetError
 from harness.targets.choice import MakeTarget, Settings
-from harness.targets.words import COMMAND, from_words
+from harness.targets.words import COMMAND, from_words, is_known
 from reports.dialog import dialog
 from reports.record import Finding, RecordError, RunRecord, load
 from reports.reproduction import Irreproducible, script
@@ -95,8 +95,8 @@ def _finding(record: RunRecord, wanted: Wanted) -> Finding:
 def _target(record: RunRecord, wanted: Wanted) -> MakeTarget:
     """The record's, to be started again and again. Raises TargetError."""
     name = record.target.name
-    if name == "attach" and not wanted.target:
-        raise TargetError("shrink starts the server again and again: say how, by --target 'PROGRAM … {port}'")
+    if not wanted.target and (name == "attach" or not is_known(name)):
+        raise TargetError(f"{name} is to be started again and again: say how, by --target 'PROGRAM … {{port}}'")
     conditions = record.conditions
     settings = Settings(
         seed=record.seed,

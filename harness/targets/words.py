@@ -16,6 +16,11 @@ from harness.targets.choice import TARGETS, MakeTarget, Settings, choose
 COMMAND = "command"
 
 
+def is_known(name: str) -> bool:
+    """Whether a record's target can be started by its name."""
+    return name in TARGETS or name in description.names()
+
+
 def name_of(text: str) -> str:
     """Which target is meant. Raises TargetError for nothing at all."""
     words = _split(text)

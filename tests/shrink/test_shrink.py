@@ -129,7 +129,7 @@ def test_ctrl_c_leaves_the_best_so_far_and_no_process(tmp_path: Path) -> None:
     [
         (Finding("mail", "lost", "lost mail"), "embedded", "lost mail: a few seconds cannot show it"),
         (KEPT_FILE, "attach", "by --target"),
-        (KEPT_FILE, "teapot", "'teapot' has no {port}"),
+        (KEPT_FILE, "teapot", "teapot is to be started again and again: say how"),
     ],
 )
 def test_what_cannot_be_shrunk_is_one_clear_line(tmp_path: Path, finding: Finding, target: str, said: str) -> None:
