@@ -34,6 +34,7 @@ from harness.remote_mx.ledger import LedgerReport, ListenerReport
 from harness.remote_mx.process import RemoteMX, RemoteMXError
 from harness.scenario import Scenario, SessionPlan
 from harness.targets import CountsTraffic, FollowsMail, NamesRoles, Rest, Target, TargetError, TellsWhatItOwes
+from harness.targets.cgroup import Cgroup
 from reports.record import (
     Conditions,
     Dose,
@@ -145,8 +146,11 @@ class Experiment:
         self._load = running.enter_context(LoadProcess(self.scenario.path, users, self.options.seed))
         self._mx = running.enter_context(RemoteMX(policies))
         self._target = self._make_target(self.directory, self._mx.ports)
+        cgroup = Cgroup()
+        running.callback(cgroup.close)
         running.callback(self._target.stop)
         self._target.start()
+        cgroup.adopt(self._pids())
         if isinstance(self._target, FollowsMail):
             self._target.follow(self._unseen)
         self._quiescence = Quiescence(

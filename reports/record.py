@@ -88,6 +88,14 @@ class Traffic(msgspec.Struct, frozen=True, array_like=True):
     bytes: int
 
 
+class KernelMemory(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Bytes that the kernel holds for the target's processes, as their memory cgroup is charged (cgroups(7))."""
+
+    total: int
+    sockets: int = 0  # buffers of TCP and UDP
+    unreclaimable: int = 0  # slabs that no shrinker can empty; 0 where it is not told (cgroup v1)
+
+
 class Snapshot(msgspec.Struct, omit_defaults=True):
     """A full count at rest."""
 
@@ -100,6 +108,7 @@ class Snapshot(msgspec.Struct, omit_defaults=True):
     traffic: list[Traffic] = msgspec.field(default_factory=list)  # by pair of processes and kind
     backlog: int = 0  # envelopes that the daemon says it still owes and holds on disk
     envelopes: int | None = None  # that are on disk; None where the spool cannot be looked into
+    kernel: KernelMemory | None = None  # None where the target has no cgroup of its own
     unreadable: list[str] = msgspec.field(default_factory=list)  # what the probe was not permitted to see
 
 

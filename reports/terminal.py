@@ -160,9 +160,28 @@ def work_done(record: RunRecord) -> Iterator[tuple[str, str]]:
             f"{quantity(work.refused_recipients, 'recipient')} refused by the target",
         )
         yield "mail", _fates(work)
+    yield from _kernel(record)
     failures = record.load.failures
     if failures:
         yield "load", f"{quantity(failures, 'failure')}: {'; '.join(record.load.errors[:MAX_EXAMPLES])}"
+
+
+def _kernel(record: RunRecord) -> Iterator[tuple[str, str]]:
+    """What the kernel holds for the target, at the first and the last judged rest. It is told and not judged: names of
+    files that are gone, which it may drop at any time, are among it.
+    """
+    told = [dose for dose in record.doses if dose.phase != "warm-up" and dose.snapshot.kernel is not None]
+    if len(told) < 2:
+        return
+    first, last = told[0].snapshot.kernel, told[-1].snapshot.kernel
+    assert first is not None
+    assert last is not None
+    each = number((last.total - first.total) / sum(dose.units for dose in told[1:]))
+    yield (
+        "kernel",
+        f"holds {first.total / 1e6:.1f} MB for these processes at the first judged rest, {last.total / 1e6:.1f} MB at "
+        f"the last (caches included, so not judged): {each} bytes for each {record.judgement.unit}",
+    )
 
 
 def _fates(work: Work) -> str:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from harness.probes import agent, descriptors, files, memory, processes
+from harness.probes import agent, descriptors, files, kernel, memory, processes
 from harness.probes.processes import Roles, default_role, tree
 from harness.probes.sockets import SocketTables
 from reports.record import AgentReading, Process, Snapshot
@@ -57,6 +57,7 @@ def take_snapshot(
         files=listing.names,
         counters=dict(counters or {}),
         backlog=backlog,
+        kernel=kernel.read(root_pid),
         envelopes=files.envelopes(listing.names) if spool is not None and not listing.problems else None,
         unreadable=unreadable + listing.problems,
     )
