@@ -53,7 +53,7 @@ class ProfileName(enum.StrEnum):
 RESOURCES = {
     "descriptor": "files, pipes, event descriptors; by identity, at rest",
     "socket": "TCP, UDP and unix sockets, by state and peer",
-    "memory": "Python objects where the agent is loaded, else private dirty pages",
+    "memory": "Python objects where the agent is loaded, malloc's bytes where the meter is, else private dirty pages",
     "process": "children and zombies; processes that died; a target that does not come to rest",
     "thread": "threads of a role",
     "task": "asyncio's tasks and timers, where the agent is loaded",
@@ -85,6 +85,9 @@ def run(
     server: Annotated[
         str | None, typer.Option(metavar="NAME|FILE.toml", help="a server that is described; `seatbelt list servers`")
     ] = None,
+    preload: Annotated[
+        bool, typer.Option(help="count malloc's bytes in a server that we start and is no Python")
+    ] = True,
     defect: Annotated[list[str] | None, typer.Option(metavar="NAME[:P]", help="re-open a bug; may be repeated")] = None,
     profile: Annotated[ProfileName, typer.Option(help="how long to look")] = ProfileName.quick,
     users: Annotated[int, typer.Option(min=1, max=1000, help="mail clients at the same time")] = 5,
@@ -136,6 +139,7 @@ def run(
             attach=attach or "",
             command=command or "",
             server=server or "",
+            preload=preload,
             relays=chosen.relays,
             binary=binary,
         )

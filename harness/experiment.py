@@ -240,6 +240,7 @@ class Experiment:
         dose.drained_s = self._clock() - dose.ended
         dose.rested = not rest.busy
         dose.snapshot = self._snapshot(rest)
+        record.target.loaded = sorted({*record.target.loaded, *_loaded(dose.snapshot)})
         dose.work = self._work_since_last(tallies)
         dose.response_ms = summary(tallies).response_ms
         record.doses.append(dose)
@@ -389,6 +390,14 @@ class Experiment:
         """Accepted messages that have not arrived anywhere so far. Raises RemoteMXError."""
         ledger = self._mx.ledger()
         return len(self._accepted - ledger.delivered.keys() - set(ledger.bounced) - self._local())
+
+
+def _loaded(snapshot: Snapshot) -> Iterator[str]:
+    """What of ours was found at work in the target's processes."""
+    if any(process.agent is not None for process in snapshot.processes):
+        yield "Python agent"
+    if any(process.memory.heap is not None for process in snapshot.processes):
+        yield "heap meter"
 
 
 def planned(session: SessionPlan, units: int) -> PlannedSession:

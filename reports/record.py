@@ -47,12 +47,13 @@ class Descriptor(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Memory(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Bytes, from ``/proc/PID/smaps_rollup`` (proc_pid_smaps(5)); 0 where it cannot be read."""
+    """Bytes, from ``/proc/PID/smaps_rollup`` (proc_pid_smaps(5)) unless said; 0 where it cannot be read."""
 
     rss: int = 0
     pss: int = 0
     private_dirty: int = 0
     anonymous: int = 0
+    heap: int | None = None  # that malloc(3) has given out, by the meter; None where none was loaded
 
 
 class AgentReading(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -161,6 +162,7 @@ class Finding(msgspec.Struct, omit_defaults=True):
     first_dose: int = 0  # index into doses
     examples: list[str] = msgspec.field(default_factory=list)
     opened_at: list[str] = msgspec.field(default_factory=list)  # file:line, outermost last
+    traced_by: str = ""  # what told `opened_at`
     dose_units: list[int] = msgspec.field(default_factory=list)  # the proof: so much work …
     survivors: list[int] = msgspec.field(default_factory=list)  # … left so many behind, dose by dose
     message: str = ""  # one sentence
@@ -235,6 +237,7 @@ class TargetInfo(msgspec.Struct):
     name: str
     version: str = ""
     defects: list[str] = msgspec.field(default_factory=list)
+    loaded: list[str] = msgspec.field(default_factory=list)  # of ours, into its processes: what it was measured with
 
 
 class Host(msgspec.Struct):

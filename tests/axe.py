@@ -19,7 +19,8 @@ from typing import Any, Literal
 import msgspec
 import pytest
 
-from harness.targets.debian import cache_directory, locked
+from harness.cache import cache_directory
+from harness.targets.debian import locked
 
 PACKAGES = ("axe-core@4.14.1", "playwright-core@1.65.1")
 SERIOUS = frozenset({"serious", "critical"})  # of axe's impacts: minor, moderate, serious, critical

@@ -11,9 +11,11 @@ metric for each unit of work, with its standard error (`slopes`).
   event: without its largest single step at least half of it remains. The first round alone can never be a LEAK.
 - else INCONCLUSIVE: another round is needed. The first decision stands.
 
-Where the agent answers, the bytes that malloc has given out are judged beside the objects: a buffer that grows adds no
-object. They can accuse, and ask for another round when they look as if they grew; that they are not proven still does
-not keep a run from being clean.
+The quietest metric that a role has is judged: Python objects where the agent answers, malloc's bytes where the meter
+is loaded, else private memory. Beside it goes what it does not see: beside the objects malloc's bytes, since a buffer
+that grows adds no object; beside malloc's bytes private memory, since a program may have memory from elsewhere. What
+goes beside can accuse, and ask for another round when it looks as if it grew; that it is not proven still does not keep
+a run from being clean.
 
 Private memory grows page by page, and which unit of work touches the next page is chance: n new pages are no surer
 than a Poisson count, with a standard error of sqrt(n). An accusation must hold by that too, at PAGES_SURE of them.
@@ -120,7 +122,7 @@ def judge(record: RunRecord) -> Judged:
         level = _level(role, rounds)
         if isinstance(level, Level):
             levels.append(level)
-            beside += _heap_beside(level, rounds)
+            beside += _beside(level, rounds)
         else:
             tested.append(
                 Tested(
@@ -196,20 +198,18 @@ def _level(role: str, rounds: Sequence[Sequence[Dose]]) -> Level | str:
     return Level(role, sorted(pid for pid, _ in stayed), metric, values, len(lives - stayed))
 
 
-def _heap_beside(level: Level, rounds: Sequence[Sequence[Dose]]) -> list[Level]:
-    """The heap of a role whose objects are counted; nothing where a C library does not tell it."""
-    if level.metric is not OBJECTS:
+def _beside(level: Level, rounds: Sequence[Sequence[Dose]]) -> list[Level]:
+    """What the role's own metric does not see, where it can be read at every rest."""
+    beside = {OBJECTS: HEAP, HEAP: PRIVATE_DIRTY}.get(level.metric)
+    if beside is None:
         return []
     values = [
-        [
-            sum(process.agent.heap for process in _living(dose) if process.agent and process.pid in level.pids)
-            for dose in doses
-        ]
+        [sum(_reading(process, beside) for process in _living(dose) if process.pid in level.pids) for dose in doses]
         for doses in rounds
     ]
     if not all(value for values_of_round in values for value in values_of_round):
         return []
-    return [Level(level.role, level.pids, HEAP, [[float(value) for value in each] for each in values])]
+    return [Level(level.role, level.pids, beside, values)]
 
 
 def _doses(rounds: Sequence[Sequence[Dose]]) -> list[Dose]:
@@ -225,15 +225,20 @@ def _metric(readings: Sequence[Process]) -> Metric | None:
     """The quietest metric that every reading has. Under PYTHONMALLOC=malloc the number of blocks is always 0."""
     if all(process.agent is not None and process.agent.blocks > 0 for process in readings):
         return OBJECTS
+    if all(process.memory.heap is not None for process in readings):
+        return HEAP
     if all(process.memory.private_dirty > 0 for process in readings):
         return PRIVATE_DIRTY
     return None
 
 
 def _reading(process: Process, metric: Metric) -> float:
-    if metric is OBJECTS and process.agent is not None:
-        return process.agent.blocks
-    return process.memory.private_dirty
+    agent, memory = process.agent, process.memory
+    if metric is OBJECTS:
+        return agent.blocks if agent is not None else 0
+    if metric is HEAP:
+        return (agent.heap if agent is not None else 0) or memory.heap or 0
+    return memory.private_dirty
 
 
 def _identity(process: Process) -> tuple[int, int]:
@@ -348,6 +353,7 @@ def _finding(record: RunRecord, rounds: Sequence[Sequence[Dose]], level: Level, 
     unit, noun = record.judgement.unit, level.metric.noun
     by_round = ", ".join(f"{decision.slopes[number].per_unit:.3g} in round {number + 1}" for number in judged)
     first = next(index for index, dose in enumerate(record.doses) if dose is rounds[0][0])
+    is_python = any(process.agent and process.role == level.role for process in _living(rounds[0][0]))
     return Finding(
         resource="memory",
         kind=level.metric.name,
@@ -364,11 +370,19 @@ def _finding(record: RunRecord, rounds: Sequence[Sequence[Dose]], level: Level, 
         dose_units=[sum(dose.units for dose in rounds[number][1:]) for number in judged],
         survivors=[round(level.values[number][-1] - level.values[number][0]) for number in judged],
         message=f"{level.role} grows by {last.per_unit:.3g} {noun} for each {unit}, and it does not fade: {by_round}",
-        advice=(
+        advice=_advice(level, unit, is_python),
+    )
+
+
+def _advice(level: Level, unit: str, is_python: bool) -> str:
+    if is_python and level.metric is HEAP:
+        return (
             f"Look for a buffer, string or foreign library's structure in {level.role} that grows with each {unit}: "
             "the number of Python objects does not grow."
-            if level.metric is HEAP
-            else f"Look for what {level.role} adds to a dictionary, list or cache for each {unit} and never takes out; "
-            "a descriptor or session that is kept, if one is reported too, keeps its memory with it."
-        ),
+        )
+    how = "adds to a dictionary, list or cache" if is_python else "allocates"
+    end = "takes out" if is_python else "frees"
+    return (
+        f"Look for what {level.role} {how} for each {unit} and never {end}; a descriptor or session that is kept, if "
+        "one is reported too, keeps its memory with it."
     )

@@ -14,7 +14,9 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from harness.probes import agent, descriptors, files, kernel, memory, processes
+import msgspec
+
+from harness.probes import agent, descriptors, files, kernel, memory, meter, processes
 from harness.probes.processes import Roles, default_role, tree
 from harness.probes.sockets import SocketTables
 from reports.record import AgentReading, Process, Snapshot
@@ -48,8 +50,10 @@ def take_snapshot(
         for pid in silent:
             logger.warning("the agent of pid %d gave no answer: its memory can only be judged from outside", pid)
     found, unreadable = inspect(tree(root_pid), roles, positions=False)
+    heaps = meter.read(agent_dir, (process.pid for process in found)) if agent_dir is not None else {}
     for process in found:
         process.agent = readings.get(process.pid)
+        process.memory = msgspec.structs.replace(process.memory, heap=heaps.get(process.pid))
     listing = files.read(spool) if spool is not None else files.Listing([], [])
     return Snapshot(
         taken=taken,

@@ -14,6 +14,10 @@ class TargetError(Exception):
     """The target cannot be started or asked; one line says why, and what to do."""
 
 
+class Untraceable(TargetError):
+    """It was asked to remember where it opens things, and is a target that cannot be made to; says why."""
+
+
 @dataclass(frozen=True)
 class Rest:
     """What a target says of itself between two doses."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from harness import __version__
-from harness.targets import Target, TargetError
+from harness.targets import Target, TargetError, Untraceable
 
 TARGETS = {
     "embedded": "the MTA of this repository, with --defect to re-open a historical bug",
@@ -38,6 +38,7 @@ class Settings:
     attach: str = ""  # PID, :PORT or UNIT.service
     command: str = ""  # its words, with placeholders
     server: str = ""  # a description: its name, or a file
+    preload: bool = True  # into programs that are no Python (`harness.agent.native`)
     relays: bool = False  # the scenario's promises are kept by a target that relays only
     binary: Path | None = None  # the daemon's program, instead of Debian's
 
@@ -90,7 +91,13 @@ def _postfix(settings: Settings) -> MakeTarget:
     from harness.targets.postfix import Postfix, programs
 
     _only_relays("postfix", settings)
-    return partial(Postfix, programs=programs(settings.binary), port=settings.port, nofile=settings.nofile)
+    return partial(
+        Postfix,
+        programs=programs(settings.binary),
+        port=settings.port,
+        nofile=settings.nofile,
+        preload=settings.preload,
+    )
 
 
 def _command(settings: Settings) -> MakeTarget:
@@ -107,7 +114,14 @@ def _command(settings: Settings) -> MakeTarget:
             f"the scenario needs a server that relays to {{relay_port}}, which {server.name} is not told to: "
             "choose another scenario, or see docs/targets.md"
         )
-    return partial(Command, server=server, tree=unpacked(server), port=settings.port, nofile=settings.nofile)
+    return partial(
+        Command,
+        server=server,
+        tree=unpacked(server),
+        port=settings.port,
+        nofile=settings.nofile,
+        preload=settings.preload,
+    )
 
 
 def _attach(settings: Settings) -> MakeTarget:
@@ -121,6 +135,9 @@ def _attach(settings: Settings) -> MakeTarget:
     target = Attached(settings.attach, port=settings.port)
 
     def make(directory: Path, ports: dict[str, int], *, traced: bool = False) -> Target:
+        if traced:
+            pid = target.root_pid
+            raise Untraceable(f"what runs already is left as it is; `strace -k -f -p {pid}` may show where it opens it")
         return target
 
     return make

@@ -4,7 +4,8 @@ Owns: the server's processes, the port that it shall listen on. Never: knows mor
 
 It rests when it is still (`stillness`) and its queue is empty, or, where nobody can look into that, the remote MX has
 seen all mail that it accepted. When for a while nothing changes in what is missing, that is its backlog. If it is
-written in Python, the agent is loaded into it, so that memory is judged by its objects.
+written in Python, the agent is loaded into it, so that memory is judged by its objects; else the meter, so that it is
+judged by malloc's bytes.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from harness import agent, mail
+from harness.agent import native
 from harness.probes.processes import roles_by_pattern
 from harness.targets import Rest, TargetError
 from harness.targets.daemon import Daemon, free_port, make_room
@@ -49,6 +51,7 @@ class Command:
         tree: Path | None = None,
         port: int = 0,
         nofile: int | None = None,
+        preload: bool = True,
         traced: bool = False,
     ) -> None:
         """`tree`: where its packages are (`unpacked`)."""
@@ -59,6 +62,7 @@ class Command:
         self._server = server
         self._port = port or free_port()
         self._nofile = nofile
+        self._preload = preload
         self._traced = traced
         self._state: Path | None = None
         self._values: dict[str, object] = {
@@ -102,6 +106,8 @@ class Command:
             self._prepare()
             argv = [self._filled(word) for word in self._server.start]
             environment = self._environment(traced=self._traced)
+            if self._preload:  # into the server, and not into its tools
+                environment = native.environment(self.agent_directory, environment, traced=self._traced)
             self._daemon = Daemon(argv, environment, self.log_path, nofile=self._nofile, room=self._state)
             self._daemon.await_greeting(self.address, self._server.start_timeout_s)
         except BaseException as error:

@@ -18,19 +18,14 @@ from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 
+from harness.cache import cache_directory
+
 TIMEOUT_S = 300.0
 _MISSING = re.compile(r"^\s*(\S+) => not found$", re.MULTILINE)
 
 
 class Unavailable(Exception):
     """A package cannot be had here; says why and what would help."""
-
-
-def cache_directory() -> Path:
-    """`$SEATBELT_CACHE`, or `seatbelt` in the user's cache directory (XDG Base Directory Specification)."""
-    if chosen := os.environ.get("SEATBELT_CACHE"):
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "seatbelt"
 
 
 def unpack(package: str, *others: str, cache: Path | None = None) -> Path:

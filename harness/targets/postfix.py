@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness import mail
+from harness.agent import native
 from harness.targets import Rest, TargetError
 from harness.targets.daemon import Daemon, Tail, free_port, last_words, make_room
 from harness.targets.debian import Unavailable, unpack
@@ -64,7 +65,6 @@ class Postfix:
     name = "postfix"
     defects: Sequence[str] = ()
     spool: Path | None = None  # of a layout of its own
-    agent_directory: Path | None = None
     mailboxes: Path | None = None
 
     def __init__(
@@ -75,6 +75,7 @@ class Postfix:
         programs: Programs,
         port: int = 0,
         nofile: int | None = None,
+        preload: bool = True,
         traced: bool = False,
     ) -> None:
         self.directory = directory
@@ -82,6 +83,9 @@ class Postfix:
         self._ports = ports
         self._port = port or free_port()
         self._nofile = nofile
+        self.agent_directory = directory / "agent"
+        self._preload = preload
+        self._traced = traced
         self._environment = {**environment(programs, directory), "GLIBC_TUNABLES": TUNABLES}
         self._daemon: Daemon | None = None
         self._room: Path | None = None
@@ -109,13 +113,20 @@ class Postfix:
             furnish(self._programs, self.directory, self._room, self._port, settings, clients=CLIENTS)
             argv = master(self._programs, self.directory)
             output = self.directory / "master.log"
-            self._daemon = Daemon(argv, self._environment, output, nofile=self._nofile, room=self._room)
+            self._daemon = Daemon(argv, self._preloading(), output, nofile=self._nofile, room=self._room)
             self._daemon.await_greeting(self.address)
         except BaseException as error:
             self.stop()
             if isinstance(error, TargetError):
                 raise TargetError(f"postfix: {error}{last_words(self.log_path)}") from error
             raise
+
+    def _preloading(self) -> dict[str, str]:
+        """The environment of master(8), which hands it on to its services; the tools do without."""
+        self.agent_directory.mkdir(exist_ok=True)
+        if not self._preload:
+            return self._environment
+        return native.environment(self.agent_directory, self._environment, traced=self._traced)
 
     def _running(self) -> Daemon:
         if self._daemon is None:

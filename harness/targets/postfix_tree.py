@@ -14,6 +14,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.agent.native import METER_VARIABLE, TRACKER_VARIABLE
 from harness.targets import TargetError
 from harness.targets.debian import library_path
 
@@ -50,7 +51,7 @@ shlib_directory = {shared}
 meta_directory = {directory}/etc
 mail_owner = {owner}
 setgid_group = {group}
-import_environment = LD_LIBRARY_PATH MAIL_CONFIG GLIBC_TUNABLES
+import_environment = LD_LIBRARY_PATH MAIL_CONFIG GLIBC_TUNABLES LD_PRELOAD {meter} {tracker}
 export_environment = LD_LIBRARY_PATH MAIL_CONFIG GLIBC_TUNABLES
 maillog_file = {directory}/maillog
 maillog_file_prefixes = {directory}
@@ -103,6 +104,7 @@ def furnish(
     for room in (etc, spool, data):
         room.mkdir(parents=True)
     words = {"directory": directory, "state": state, "owner": OWNER, "group": GROUP}
+    words |= {"meter": METER_VARIABLE, "tracker": TRACKER_VARIABLE}  # where they are set
     words |= {"daemons": programs.daemons, "tools": programs.tools, "shared": programs.shared}
     (etc / "master.cf").write_text(MASTER.format(port=port, clients="-" if clients is None else clients))
     (etc / "main.cf").write_text(MAIN.format(**words) + settings)
