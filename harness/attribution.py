@@ -1,7 +1,8 @@
 """A second, small run after a finding, in which the target remembers where it made what it now keeps.
 
 Counting is cheap and is always done; remembering a stack for everything that is made is not, so it is done only once
-something was found, and only as long as it takes to see it again. Needs a target with an agent (any Python).
+something was found, and only as long as it takes to see it again. Which process is traced in which way is chosen by
+`harness.tracing.choice`.
 
 Owns: the traced run, and which stack belongs to which finding. Never: judges.
 """
@@ -26,8 +27,10 @@ from harness.plan import Step
 from harness.probes import descriptors
 from harness.remote_mx.process import RemoteMXError
 from harness.scenario import Scenario
-from harness.targets import TargetError
+from harness.targets import TargetError, Untraceable
 from harness.targets.choice import MakeTarget
+from harness.tracing import Line, Stack, Trace
+from harness.tracing.choice import Tracing
 from reports.record import Descriptor, Finding, Process, RunRecord, Snapshot
 
 ATTRIBUTABLE = frozenset({"descriptor", "socket", "memory", "process", "thread", "task", "file"})
@@ -41,61 +44,6 @@ MOST_TYPES = 5
 MOST_LINES = 6
 HOME = Path(__file__).resolve().parents[1]  # paths below it are told without it
 
-Line = tuple[str, int, str]  # file, line, function
-Stack = list[Line]  # innermost first
-
-
-class Opened(msgspec.Struct, array_like=True):
-    stack: Stack
-    received: bool
-
-
-class Made(msgspec.Struct, array_like=True):
-    device: int
-    inode: int
-    stack: Stack
-
-
-class Passed(msgspec.Struct, array_like=True):
-    device: int
-    inode: int
-    access: int  # O_RDONLY, O_WRONLY or O_RDWR
-    stack: Stack
-
-
-class Growth(msgspec.Struct, array_like=True):
-    size: int
-    count: int
-    stack: Stack
-
-
-class Waiting(msgspec.Struct, array_like=True):
-    kind: str  # task or timer
-    count: int
-    stack: Stack
-
-
-class Trace(msgspec.Struct):
-    """What one process told (`harness/agent/inject/tracer.py`)."""
-
-    open: dict[int, Opened]
-    made: list[Made]
-    passed: list[Passed]
-    threads: dict[int, Stack]
-    children: dict[int, Stack]
-    growth: list[Growth]
-    waiting: list[Waiting]
-    types: list[tuple[str, int]]
-
-
-def without_agent(record: RunRecord) -> str:
-    """Why a second look would see nothing: no agent answered in the first. Empty when one did."""
-    if not record.doses or any(
-        process.agent is not None for dose in record.doses for process in dose.snapshot.processes
-    ):
-        return ""
-    return f"{record.target.name} has no agent to tell where it opened what it keeps; `strace -k -f -p PID` may show it"
-
 
 def run_and_explain(
     scenario: Scenario, make_target: MakeTarget, directory: Path, options: Options, progress: Progress
@@ -105,7 +53,7 @@ def run_and_explain(
     if record.findings:
         traced = partial(make_target, traced=True)
         second = SecondLook(scenario, traced, directory / DIRECTORY, options, progress)
-        record.attribution = without_agent(record) or second.explain(record.findings)
+        record.attribution = second.explain(record.findings)
     return record
 
 
@@ -120,18 +68,25 @@ class SecondLook(Experiment):
         try:
             with ExitStack() as running:
                 self._start(running)
+                tracing = running.enter_context(Tracing(self._target.root_pid, self._target.agent_directory))
                 record = self._blank(datetime.now(UTC))
                 for step in self._steps(wanted):
                     self._give(record, step)
-                assert self._target.agent_directory is not None
-                match(record, wanted, self._target.agent_directory, self._target.spool)
+                told_by = match(record, wanted, tracing, self._target.spool)
+        except Untraceable as reason:
+            return str(reason)
         except Cut as cut:
             return f"the traced run was cut short: {cut.incident.text}"
         except (TargetError, LoadError, RemoteMXError, OSError, msgspec.DecodeError) as error:
             return f"the traced run failed: {error}"
+        if not told_by:
+            return f"nothing could be loaded into {record.target.name} to tell where: {Tracing.remedy()}"
         seen = sum(bool(finding.opened_at) for finding in wanted)
         units = sum(dose.units for dose in record.doses)
-        return f"{seen} of {len(wanted)} findings were seen again in a traced run of {units} x {self.scenario.unit}"
+        return (
+            f"{seen} of {len(wanted)} findings were seen again in a traced run of {units} x {self.scenario.unit}, "
+            f"by {told_by}"
+        )
 
     def _steps(self, wanted: Sequence[Finding]) -> Iterator[Step]:
         units = self._plan.first_dose
@@ -252,21 +207,24 @@ class Sight:
         return [(pid, trace) for pid, trace in self._traces.items() if self._roles[pid] == role]
 
 
-def match(record: RunRecord, wanted: Sequence[Finding], agent_directory: Path, spool: Path | None) -> None:
-    """Fill in `opened_at` from the traces of the last rest, while the traced target still runs: threads and files are
-    looked up as they are now. Raises OSError and msgspec.DecodeError for a trace that is none.
+def match(record: RunRecord, wanted: Sequence[Finding], tracing: Tracing, spool: Path | None) -> str:
+    """Fill in `opened_at` by the traces of the last rest, while the traced target still runs: threads and files are
+    looked up as they are now. Returns what told. Raises OSError, and msgspec.DecodeError for a trace that is none.
     """
     first, last = record.doses[0].snapshot, record.doses[-1].snapshot
-    traces = {process.pid: _trace(agent_directory, process.pid) for process in last.processes}
     roles = {process.pid: process.role for process in last.processes}
     for process in last.processes:
         if process.state != "Z":
             process.descriptors = descriptors.read(process.pid)  # with their access modes, which snapshots leave out
-    sight = Sight(first, last, {pid: trace for pid, trace in traces.items() if trace is not None}, roles)
+    sight = Sight(first, last, tracing.traces(last.processes), roles)
     for finding in wanted:
         finding.opened_at = sight.lines(finding, spool)
+        if finding.opened_at:
+            finding.traced_by = tracing.told_by([pid for pid, role in roles.items() if role == finding.role])
         if finding.resource == "memory":
             finding.examples = sight.types(finding.role)
+    guilty = {finding.role for finding in wanted}
+    return tracing.told_by([pid for pid, role in roles.items() if role in guilty])
 
 
 def is_attributable(finding: Finding) -> bool:
@@ -274,20 +232,13 @@ def is_attributable(finding: Finding) -> bool:
     return finding.resource in ATTRIBUTABLE and finding.kind not in ("died", "restless", "footprint")
 
 
-def _trace(directory: Path, pid: int) -> Trace | None:
-    """None: this process has no agent, or its agent gave no answer."""
-    try:
-        return msgspec.json.decode((directory / f"{pid}.trace").read_bytes(), type=Trace, strict=False)
-    except FileNotFoundError:
-        return None
-
-
 def _told(stack: Stack, role: str) -> list[str]:
     return [_line(line, role) for line in stack[:MOST_LINES]]
 
 
 def _line(line: Line, role: str) -> str:
-    """``mta_under_test/spool/disk.py:212 in message_fd (queue)``."""
+    """``mta_under_test/spool/disk.py:212 in message_fd (queue)``; without a line, ``/usr/sbin/smtpd+0x1f3a in …``."""
     path, number, function = line
     short = os.path.relpath(path, HOME) if Path(path).is_relative_to(HOME) else path
-    return f"{short}:{number}{f' in {function}' if function else ''}{f' ({role})' if role else ''}"
+    where = f"{short}:{number}" if number else short
+    return f"{where}{f' in {function}' if function else ''}{f' ({role})' if role else ''}"

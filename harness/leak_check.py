@@ -39,6 +39,7 @@ from harness.quiescence import Quiescence
 from harness.targets import Rest, Target
 from harness.targets.attach import Attached
 from harness.targets.itself import Itself
+from harness.tracing.choice import Tracing
 from reports.record import (
     AgentReading,
     Dose,
@@ -174,7 +175,8 @@ class LeakCheck:
         record.tested, record.reasons = judged.tested, judged.reasons
         wanted = [finding for finding in record.findings if is_attributable(finding)]
         if self._traced and wanted and self._target.agent_directory is not None:
-            match(record, wanted, self._target.agent_directory, self._target.spool)
+            tracing = Tracing(self._target.root_pid, self._target.agent_directory)
+            match(record, wanted, tracing, self._target.spool)
             record.attribution = "the target was traced while it was checked"
         self.is_judged = True
 

@@ -26,6 +26,7 @@ MAX_DOSES = 7  # that fit beside each other
 COLOURS = {"leak": "bold red", "clean": "bold green", "inconclusive": "bold yellow"}
 NOT_KEPT = frozenset({"died", "lost", "duplicated", "restless", "footprint"})  # findings that are failures, not leaks
 NOUNS = {"python objects": "Python objects", "heap": "bytes of heap", "private dirty": "bytes of private memory"}
+METER = "heap meter"  # in `TargetInfo.loaded`
 FATES = ("delivered", "bounced", "queued", "lost", "duplicated")
 
 
@@ -96,6 +97,8 @@ def _subject(record: RunRecord) -> Text:
     version = f" {record.target.version}" if record.target.version else ""
     defects = f" with {', '.join(record.target.defects)}" if record.target.defects else ""
     text = f"{record.scenario} on {record.target.name}{version}{defects}, profile {record.judgement.profile}"
+    if METER in record.target.loaded:
+        text += f", {METER} preloaded"
     return Text(_plain(text), style="dim", overflow="fold")
 
 
@@ -120,6 +123,8 @@ def _finding(index: int, finding: Finding) -> Iterator[Text]:
         for position, text in enumerate(texts):
             told = _plain(text) if label == where else shorten(_plain(text), TEXT_COLUMNS)
             yield _line("" if position else INDENT + label, told)
+    if finding.traced_by:
+        yield _line(f"{INDENT}told by", finding.traced_by)
     if finding.advice:
         yield _line(f"{INDENT}next", finding.advice)
 

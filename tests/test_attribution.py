@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 from harness import scenario as scenarios
-from harness.attribution import SecondLook, without_agent
+from harness.attribution import SecondLook
 from harness.experiment import Options
+from harness.targets.choice import Settings, choose
 from harness.targets.embedded import Embedded
-from reports.record import AgentReading, Dose, Finding, Process, RunRecord, Snapshot, TargetInfo
+from reports.record import Finding
+from tests.live import Live
 
 
 def look(tmp_path: Path, scenario: str, defect: str, finding: Finding) -> str:
@@ -43,9 +45,15 @@ def test_what_was_never_opened_needs_no_second_look(tmp_path: Path, resource: st
     assert finding.opened_at == []
 
 
-def test_a_target_without_an_agent_is_not_looked_at_again_and_the_record_says_why() -> None:
-    process = Process(1, 1, "smtpd")
-    record = RunRecord("accepted", TargetInfo("postfix"), doses=[Dose(snapshot=Snapshot(processes=[process]))])
-    assert without_agent(record).startswith("postfix has no agent")
-    process.agent = AgentReading(blocks=1)
-    assert without_agent(record) == ""
+def test_a_server_that_runs_already_is_left_as_it_is_and_the_record_says_so(tmp_path: Path) -> None:
+    server = Live()
+    try:
+        make = partial(choose("attach", Settings(attach=f":{server.port}")), traced=True)
+        finding = Finding("descriptor", "file", "file /tmp/*", role="python", rate=1.0)
+        second = SecondLook(scenarios.load("connect-quit"), make, tmp_path, Options(), lambda *_: None)
+        said = second.explain([finding])
+    finally:
+        server.stop()
+    assert said.startswith("what runs already is left as it is")
+    assert f"strace -k -f -p {server.pid}" in said
+    assert finding.opened_at == []
