@@ -27,7 +27,7 @@ class Profile:
 PROFILES = {
     profile.name: profile
     for profile in (
-        Profile("quick", (1, 1), (1, 2, 4, 8), 3, True),
+        Profile("quick", (1, 1), (1, 2, 4, 8), 4, True),
         Profile("standard", (1, 1), (1, 2, 4, 8, 16), 4, False),
         Profile("soak", (1, 2), (1, 2, 4, 8, 16, 32, 64), 6, False),
     )
