@@ -95,6 +95,10 @@ def run(
     sessions: Annotated[int | None, typer.Option(min=1, help="units of work in the first dose")] = None,
     mx: Annotated[str | None, typer.Option(metavar="POLICY", help="what the remote MX refuses, as `rcpt=450`")] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="of the target; 0: any free one")] = 0,
+    isolate: Annotated[
+        bool | None,
+        typer.Option("--isolate/--no-isolate", help="a network of its own; where permitted, and without --port"),
+    ] = None,
     nofile: Annotated[int | None, typer.Option(min=32, help="descriptor limit of the target")] = None,
     record: Annotated[Path | None, typer.Option(metavar="FILE.json", help="write the run record there too")] = None,
     html: Annotated[Path | None, typer.Option(metavar="FILE.html", help="write the report as a page")] = None,
@@ -111,7 +115,7 @@ def run(
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="print what happens, line by line")] = False,
 ) -> None:
     """Load a mail server, let it rest, and say what it failed to let go of."""
-    from harness import experiment, keeping, plan, reporting
+    from harness import experiment, isolation, keeping, plan, reporting
     from harness import scenario as scenarios
     from harness.attribution import run_and_explain
     from harness.load.process import LoadError
@@ -149,6 +153,8 @@ def run(
         for path in (record, history, *files.chosen().values()):
             if path is not None:
                 keeping.check_writable(path)
+        # Not before: a target may have to be fetched. Not later: what is started is to be in it.
+        isolation.settle(isolate, by_default=port == 0, outside="--attach" if attach else "")
     except (scenarios.ScenarioError, PolicyError, TargetError, BaselineError, OSError) as error:
         fail(error)
     options = experiment.Options(profile=plan.PROFILES[profile], users=users, seed=seed, units=sessions, refuses=mx)

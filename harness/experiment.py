@@ -21,7 +21,7 @@ from typing import Literal
 
 import msgspec
 
-from harness import __version__, mail
+from harness import __version__, isolation, mail
 from harness.detectors import footprint, verdict
 from harness.load.process import LoadError, LoadProcess
 from harness.load.tally import Tally, summary
@@ -178,6 +178,7 @@ class Experiment:
                 cpus=len(os.sched_getaffinity(0)),
                 python=platform.python_version(),
                 nofile=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+                isolated=isolation.is_isolated(),
             ),
             judgement=Judgement(
                 alpha=self.options.alpha,

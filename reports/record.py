@@ -245,6 +245,7 @@ class Host(msgspec.Struct):
     cpus: int = 0
     python: str = ""
     nofile: int = 0
+    isolated: bool = False  # the run had a network namespace of its own
 
 
 class Samples(msgspec.Struct):

@@ -24,6 +24,7 @@ from pathlib import Path
 
 from harness import agent, mail
 from harness.agent import native
+from harness.isolation import is_isolated
 from harness.probes.processes import roles_by_pattern
 from harness.targets import Rest, TargetError
 from harness.targets.daemon import Daemon, free_port, make_room
@@ -113,11 +114,16 @@ class Command:
         except BaseException as error:
             self.stop()
             if isinstance(error, TargetError):
-                hint = f" (to install it: {self._server.install})" if self._server.install else ""
-                raise TargetError(f"{self.name}: {error}{hint}") from error
+                raise TargetError(f"{self.name}: {error}{self._hint()}") from error
             raise
         self._values["pid"] = self._daemon.pid
         self._stillness = Stillness(self._daemon.pid, [self._port], still_s=self._server.still_s)
+
+    def _hint(self) -> str:
+        """What may help one that does not start."""
+        hints = [f"to install it: {self._server.install}"] if self._server.install else []
+        hints += ["its network is its own; --no-isolate, if it needs the host's"] if is_isolated() else []
+        return f" ({'; '.join(hints)})" if hints else ""
 
     def _prepare(self) -> None:
         """What the description wants done before the start. Raises TargetError."""
