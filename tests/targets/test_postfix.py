@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from harness import scenario as scenarios
+from harness.agent import native
 from harness.experiment import Experiment, Options
 from harness.plan import Profile
 from harness.probes.snapshot import take_snapshot
@@ -24,6 +25,7 @@ from harness.targets import TargetError
 from harness.targets.choice import Settings, choose
 from harness.targets.postfix import Postfix
 from harness.targets.postfix_tree import Programs
+from harness.tracing.choice import Tracing
 from tests.debian import unpacked
 from tests.probes.probed import line, until
 
@@ -177,3 +179,24 @@ def test_a_run_does_its_work_and_is_clean(tree: Path, tmp_path: Path, scratch: P
     if name == "rejected-reuse":
         assert record.work.refused_messages == record.work.accepted == record.work.bounced >= 300
         assert record.work.messages_per_session_out >= 20
+
+
+def test_its_services_take_the_meter_and_the_tracker(tree: Path, tmp_path: Path, scratch: Path, mx: RemoteMX) -> None:
+    if why := native.missing():
+        pytest.skip(f"needs a C compiler: {why}")
+    postfix = Postfix(tmp_path, mx.ports, programs=Programs.unpacked(tree), traced=True)
+    postfix.start()
+    try:
+        with Tracing(postfix.root_pid, postfix.agent_directory) as tracing:
+            submit(postfix, "traced@test", "user@accepted.test")
+            until(lambda: not postfix.rest().busy, "rest")
+            snapshot = take_snapshot(postfix.root_pid, agent_dir=postfix.agent_directory)
+            assert all(process.memory.heap for process in snapshot.processes)
+            traces = tracing.traces(snapshot.processes)
+            assert tracing.told_by(list(traces)) == "the LD_PRELOAD tracker"
+            (smtpd, *_) = (process for process in snapshot.processes if process.role == "smtpd")
+            watched = [each.fd for each in smtpd.descriptors if each.kind == "eventpoll"]
+            made = {function for fd in watched for _, _, function in traces[smtpd.pid].open[fd].stack}
+            assert "single_server_main" in made  # libpostfix-master's, by its symbol table
+    finally:
+        postfix.stop()
