@@ -33,7 +33,16 @@ from harness.quiescence import Quiescence
 from harness.remote_mx.ledger import LedgerReport, ListenerReport
 from harness.remote_mx.process import RemoteMX, RemoteMXError
 from harness.scenario import Scenario, SessionPlan
-from harness.targets import CountsTraffic, FollowsMail, NamesRoles, Rest, Target, TargetError, TellsWhatItOwes
+from harness.targets import (
+    CountsTraffic,
+    FollowsMail,
+    LosesPatience,
+    NamesRoles,
+    Rest,
+    Target,
+    TargetError,
+    TellsWhatItOwes,
+)
 from harness.targets.cgroup import Cgroup
 from reports.record import (
     Conditions,
@@ -99,6 +108,7 @@ class Experiment:
         self._accepted: set[str] = set()
         self._tallies: list[Tally] = []
         self._ledger = LedgerReport()
+        self._spare = 0  # every so many-th message is accepted, and is no unit; 0: none
         self._rest = Rest()  # after the last portion of a dose
         self._epoch = time.monotonic()
         self._probe_cpu_s = 0.0
@@ -149,6 +159,9 @@ class Experiment:
         cgroup = Cgroup()
         running.callback(cgroup.close)
         running.callback(self._target.stop)
+        if self.scenario.mixed and self.options.refuses is None and isinstance(self._target, LosesPatience):
+            self._spare = self._target.patience
+            self._mx.set_policy(REFUSING, self._refuses)
         self._target.start()
         cgroup.adopt(self._pids())
         if isinstance(self._target, FollowsMail):
@@ -164,7 +177,8 @@ class Experiment:
 
     @property
     def _refuses(self) -> str:
-        return self.scenario.refuses if self.options.refuses is None else self.options.refuses
+        told = self.scenario.refuses if self.options.refuses is None else self.options.refuses
+        return f"{told} spare={self._spare}" if self._spare else told
 
     def _blank(self, began: datetime) -> RunRecord:
         return RunRecord(
@@ -227,7 +241,8 @@ class Experiment:
     def _give(self, record: RunRecord, step: Step) -> None:
         """One dose, its drain, its snapshot."""
         number = len(record.doses)
-        dose = Dose(units=step.units, phase=step.phase, round=step.round, began=self._clock())
+        units = step.units - step.units // self._spare if self._spare else step.units
+        dose = Dose(units=units, phase=step.phase, round=step.round, began=self._clock())
         label = {"warm-up": "warming up", "count": "dose", "memory": f"memory round {step.round + 1}"}[step.phase]
         self._progress(f"{label}: {step.units} x {self.scenario.unit}", self._units_done, self._units_planned)
         self._rest = Rest()
