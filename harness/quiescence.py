@@ -2,12 +2,13 @@
 
 Owns: when a target is at rest. Never: takes a snapshot, judges.
 
-At rest, nothing is busy by the target's own word, the remote MX has no session open, and several looks in a row
-are the same: gauges, backlog, descriptors, threads. A target may also be at rest and say that it is not: a session
-that was never counted down is one for ever. So when nothing that we can see has changed for a while, the kernel and the
-disk are asked. With no connection open beyond those of the rest before, and no envelope on disk, nothing is in flight,
-whatever the gauges say: they are stuck, and the rest tells which. Anything else that lasts until the deadline is
-restlessness. A connection that the other end has closed (CLOSE_WAIT) is in nobody's flight either.
+At rest, nothing is busy by the target's own word, the remote MX has no session open (unless the target keeps them
+open), and several looks in a row are the same: gauges, backlog, descriptors, threads. A target may also be at rest and
+say that it is not: a session that was never counted down is one for ever. So when nothing that we can see has changed
+for a while, the kernel and the disk are asked. With no connection open beyond those of the rest before, and no envelope
+on disk, nothing is in flight, whatever the gauges say: they are stuck, and the rest tells which. Anything else that
+lasts until the deadline is restlessness. A connection that the other end has closed (CLOSE_WAIT) is in nobody's flight
+either.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Protocol
 
 from harness.probes import files
 from harness.probes import snapshot as probe
-from harness.targets import Rest, Target
+from harness.targets import KeepsSessions, Rest, Target
 from reports.record import Process
 
 POLL_S = 0.02
@@ -106,13 +107,17 @@ class Quiescence:
                 self._target.hurry()
                 self._hurried = time.monotonic()
             return rest if rest.busy else replace(rest, busy={"messages put off": rest.backlog})
-        if not rest.busy and (sessions := self._mx.open_sessions()):
+        if not rest.busy and (sessions := self._sessions()):
             return replace(rest, busy={"sessions at the remote MX": sessions})
         return rest
 
+    def _sessions(self) -> int:
+        """At the remote MX, in which something may yet happen."""
+        return 0 if isinstance(self._target, KeepsSessions) else self._mx.open_sessions()
+
     def _in_flight(self, rest: Rest) -> bool:
         """What the kernel and the disk say."""
-        if self._mx.open_sessions():
+        if self._sessions():
             return True
         spool = self._target.spool
         owed = rest.backlog if spool is None else files.envelopes(files.read(spool).names)

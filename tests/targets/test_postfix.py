@@ -5,9 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import smtplib
-import subprocess
-import sys
-import tempfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -27,7 +24,8 @@ from harness.targets.postfix import Postfix
 from harness.targets.postfix_tree import Programs
 from harness.tracing.choice import Tracing
 from tests.debian import unpacked
-from tests.probes.probed import line, until
+from tests.probes.probed import until
+from tests.targets.foreign import check_that_it_ends_with_its_harness, family_of, submit
 
 COUNTS = Profile("counts", (1, 1), (1, 2, 4, 8), 0, stop_at_count_finding=True)
 
@@ -40,31 +38,11 @@ def tree() -> Path:
 
 
 @pytest.fixture
-def scratch(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Where temporary directories are made meanwhile; Postfix's user must be able to pass it."""
-    with tempfile.TemporaryDirectory(prefix="sb-") as name:
-        Path(name).chmod(0o711)
-        monkeypatch.setattr(tempfile, "tempdir", name)
-        yield Path(name)
-
-
-@pytest.fixture
-def mx() -> Iterator[RemoteMX]:
-    with RemoteMX({"refusing": "", "home": ""}) as server:
-        yield server
-
-
-@pytest.fixture
 def target(tree: Path, tmp_path: Path, scratch: Path, mx: RemoteMX) -> Iterator[Postfix]:
     postfix = Postfix(tmp_path, mx.ports, programs=Programs.unpacked(tree))
     postfix.start()
     yield postfix
     postfix.stop()
-
-
-def submit(target: Postfix, message_id: str, recipient: str) -> None:
-    with smtplib.SMTP(*target.address, local_hostname="client.test", timeout=20) as client:
-        client.sendmail("a@sender.test", [recipient], f"Message-ID: <{message_id}>\r\n\r\nhello\r\n")
 
 
 def roles(target: Postfix) -> set[str]:
@@ -115,7 +93,7 @@ def test_a_service_that_dies_is_told_with_its_signal(target: Postfix) -> None:
 
 def test_it_stops_and_leaves_nothing_behind(target: Postfix, scratch: Path) -> None:
     submit(target, "1@sender.test", "x@accepted.test")
-    family = [psutil.Process(target.root_pid), *psutil.Process(target.root_pid).children(recursive=True)]
+    family = family_of(target.root_pid)
     target.stop()
     assert psutil.wait_procs(family, timeout=10)[1] == []
     assert list(scratch.iterdir()) == []
@@ -124,21 +102,7 @@ def test_it_stops_and_leaves_nothing_behind(target: Postfix, scratch: Path) -> N
 
 
 def test_a_harness_that_is_killed_leaves_no_server_behind(tree: Path, tmp_path: Path, scratch: Path) -> None:
-    script = (
-        "import sys, time; from pathlib import Path; from harness.targets.postfix import Postfix\n"
-        "from harness.targets.postfix_tree import Programs\n"
-        "programs = Programs.unpacked(Path(sys.argv[2]))\n"
-        "target = Postfix(Path(sys.argv[1]), {'refusing': 2, 'home': 2}, programs=programs)\n"
-        "target.start(); print(target.root_pid, flush=True); time.sleep(60)"
-    )
-    command = [sys.executable, "-c", script, str(tmp_path), str(tree)]
-    environment = {**os.environ, "TMPDIR": str(scratch)}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as harness:
-        master = psutil.Process(int(line(harness)))
-        family = [master, *master.children(recursive=True)]
-        harness.kill()
-    assert psutil.wait_procs(family, timeout=10)[1] == []
-    until(lambda: list(scratch.iterdir()) == [], "its directory goes too")
+    check_that_it_ends_with_its_harness("postfix", tmp_path, scratch)
 
 
 def test_it_runs_from_where_it_is_installed(tree: Path, tmp_path: Path, scratch: Path, mx: RemoteMX) -> None:
