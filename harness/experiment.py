@@ -252,7 +252,7 @@ class Experiment:
             if self._rest.busy:
                 break  # what did not come to rest now will not after the next portion
         dose.ended = self._clock()
-        rest = self._rest if self._rest.busy else self._quiescence.wait()
+        rest = self._rest if self._rest.busy else self._quiescence.wait(work=step.units)
         dose.drained_s = self._clock() - dose.ended
         dose.rested = not rest.busy
         dose.snapshot = self._snapshot(rest)
@@ -265,7 +265,8 @@ class Experiment:
         self._units_done += step.units
         if not dose.rested:
             busy = ", ".join(f"{name} {count}" for name, count in rest.busy.items())
-            text = f"not at rest {self.options.rest_timeout_s:.0f} s after dose {number + 1}: {busy}"
+            waited_s = max(dose.drained_s, self.options.rest_timeout_s)
+            text = f"not at rest {waited_s:.0f} s after dose {number + 1}: {busy}"
             raise Cut(Incident(kind="restless", text=text, at=self._clock(), dose=number))
         self._check_alive()
 
@@ -292,7 +293,7 @@ class Experiment:
             text = f"{tally.unfinished} sessions of dose {number + 1} ended early{errors}"
             raise Cut(Incident(kind="load", text=text, at=self._clock(), dose=number))
         if self.scenario.portion is not None:
-            self._rest = self._quiescence.wait(polls=1)
+            self._rest = self._quiescence.wait(polls=1, work=units)
         return tally
 
     @contextmanager

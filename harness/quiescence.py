@@ -26,6 +26,7 @@ from reports.record import Process
 POLL_S = 0.02
 POLLS = 3  # in a row that must look the same
 HURRY_S = 0.25  # between two of a busy target's: it may be waiting for a route that it thinks is bad
+WORK = 100  # units, for which a target may take as long again: one that forks for each message is slow, not restless
 STUCK_S = 2.0  # without any change, before a busy gauge is doubted
 STUCK_AGAIN_S = 0.5  # … in a run where one was stuck before
 OVER = frozenset({"LISTEN", "CLOSE_WAIT", "CLOSE", "LAST_ACK"})  # states of sockets that nothing is awaited of
@@ -68,12 +69,13 @@ class Quiescence:
         """What is held at a rest is no sign of movement at the next."""
         self._known = connections(processes)
 
-    def wait(self, polls: int = POLLS) -> Rest:
+    def wait(self, polls: int = POLLS, *, work: int = 0) -> Rest:
         """Until nothing moves and `polls` looks in a row are the same. The last look is returned: still busy when the
-        time is over; not busy but with stuck gauges when only they say so. Raises TargetError, and what `check_alive`
-        raises.
+        time is over; not busy but with stuck gauges when only they say so. After `work` units the time is longer.
+        Raises TargetError, and what `check_alive` raises.
         """
         began = time.monotonic()
+        timeout_s = self._timeout_s * (1 + work / WORK)
         before: _Look | None = None
         alike, since = 0, began
         while True:
@@ -95,7 +97,7 @@ class Quiescence:
                     self._patience_s = STUCK_AGAIN_S
                     return replace(rest, busy={}, stuck=tuple(name for name in rest.busy if name in rest.gauges))
                 since = time.monotonic()
-            if time.monotonic() > began + self._timeout_s:
+            if time.monotonic() > began + timeout_s:
                 return rest if rest.busy else replace(rest, busy={"descriptors that keep changing": 1})
             self._check_alive()
             time.sleep(POLL_S if polls > 1 else POLL_S / 10)
