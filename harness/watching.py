@@ -6,16 +6,14 @@ Owns: where the history is kept. Never: decides when a dose is over (`soak`), or
 from __future__ import annotations
 
 import re
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import typer
 from rich.console import Console
 
 from harness import reporting
+from harness.interruption import terminated_as_interrupted
 from harness.plan import PROFILES
 from harness.progress import progress
 from harness.soak import FIRST_DOSE, By, HistoryError, Soak, usual
@@ -48,7 +46,7 @@ def run(
             raise TargetError(f"{target.version} listens nowhere: there are no connections to count; use --by time")
         path = history or DIRECTORY / f"watch-{_slug(what)}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        with progress(quiet=quiet, verbose=verbose) as show, _terminated_as_interrupted():
+        with progress(quiet=quiet, verbose=verbose) as show, terminated_as_interrupted():
             soak = Soak(target, path, show, profile=PROFILES[profile], by=by, first_dose=every or FIRST_DOSE[by])
             if not quiet:
                 _introduce(target, soak, path)
@@ -80,13 +78,3 @@ def _print(record: RunRecord, path: Path, *, quiet: bool) -> None:
 def _slug(what: str) -> str:
     """``:25`` is ``port-25``, for a file's name."""
     return re.sub(r"[^\w.-]", "_", f"port-{what[1:]}" if what.startswith(":") else what)
-
-
-@contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """A service manager's SIGTERM is a Ctrl-C: the record is written."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -12,13 +12,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from harness import __version__, scenario
+from harness.interruption import terminated_as_interrupted
 from harness.score import runner
 from harness.score.cases import cases
 from mta_under_test import defects
 from reports import score as report
 from reports.record import RecordError
 
-PASSED, FAILED, USAGE = 0, 1, 2
+PASSED, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 3
 
 
 def run(
@@ -41,7 +42,7 @@ def run(
     began = time.monotonic()
     errors = Console(stderr=True)
     columns = (TextColumn("scoring"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=errors, disable=not errors.is_terminal) as bar:
+    with terminated_as_interrupted(), Progress(*columns, console=errors, disable=not errors.is_terminal) as bar:
         task = bar.add_task("", total=len(chosen))
         rows = runner.run(chosen, jobs, lambda row: bar.advance(task), keep)
     scored = report.Score(
@@ -64,4 +65,9 @@ def run(
     except (RecordError, OSError) as error:
         print(f"seatbelt: {error}", file=sys.stderr)
         return USAGE
+    if len(rows) < len(chosen):
+        print(
+            f"seatbelt: interrupted after {len(rows)} of {len(chosen)} runs; nothing is left running", file=sys.stderr
+        )
+        return INTERRUPTED
     return PASSED if scored.is_passed else FAILED
