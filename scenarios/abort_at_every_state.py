@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from random import Random
 
-from harness.load import locust_user
+from harness.locust_plugin import locust_user
 from harness.scenario import ACCEPTED_DOMAIN, UNROUTED_DOMAIN, End, Scenario, SessionPlan, Step
 from harness.steps import DATA, EHLO, GREETING, RSET, body, header, mail, rcpt
 from reports.record import Promise

@@ -9,7 +9,7 @@ from __future__ import annotations
 from base64 import b64encode
 from random import Random
 
-from harness.load import locust_user
+from harness.locust_plugin import locust_user
 from harness.scenario import ACCEPTED_DOMAIN, LOGIN, PASSWORD, End, Scenario, SessionPlan, Step
 from harness.steps import EHLO, GREETING, STARTTLS, transaction
 from reports.record import Promise

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from random import Random
 
-from harness.load import locust_user
+from harness.locust_plugin import locust_user
 from harness.scenario import Scenario, SessionPlan
 from harness.steps import EHLO, GREETING, HELO, NOOP
 from reports.record import Promise

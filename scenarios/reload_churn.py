@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from random import Random
 
-from harness.load import locust_user
+from harness.locust_plugin import locust_user
 from harness.scenario import ACCEPTED_DOMAIN, DEFAULT_SENDER, Message, Scenario, SessionPlan
 from reports.record import Promise
 

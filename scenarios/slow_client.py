@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from random import Random
 
-from harness.load import locust_user
+from harness.locust_plugin import locust_user
 from harness.scenario import ACCEPTED_DOMAIN, Scenario, SessionPlan, Step
 from harness.steps import EHLO, GREETING, transaction
 from reports.record import Promise
