@@ -21,8 +21,8 @@ from pathlib import Path
 import msgspec
 
 from harness.detectors.classes import descriptor_class, listening_ports, unexplained_files
-from harness.experiment import Cut, Experiment, Options, Progress
-from harness.load.process import LoadError
+from harness.experiment import Cut, Experiment, MakeLoad, Observer, Options, Progress, run
+from harness.load.process import LoadError, LoadProcess
 from harness.plan import Step
 from harness.probes import descriptors
 from harness.remote_mx.process import RemoteMXError
@@ -46,11 +46,18 @@ HOME = Path(__file__).resolve().parents[1]  # paths below it are told without it
 
 
 def run_and_explain(
-    scenario: Scenario, make_target: MakeTarget, directory: Path, options: Options, progress: Progress
+    scenario: Scenario,
+    make_target: MakeTarget,
+    directory: Path,
+    options: Options,
+    progress: Progress,
+    *,
+    make_load: MakeLoad = LoadProcess,
+    observer: Observer | None = None,
 ) -> RunRecord:
     """A run and, when it found something, the second look. Raises what `Experiment.run` raises."""
-    record = Experiment(scenario, make_target, directory, options, progress).run()
-    if record.findings:
+    record = run(scenario, make_target, directory, options, progress, make_load=make_load, observer=observer)
+    if record.findings and not record.was_interrupted:  # who has pressed Ctrl-C does not wish for another run
         traced = partial(make_target, traced=True)
         second = SecondLook(scenario, traced, directory / DIRECTORY, options, progress)
         record.attribution = second.explain(record.findings)
@@ -79,6 +86,8 @@ class SecondLook(Experiment):
             return f"the traced run was cut short: {cut.incident.text}"
         except (TargetError, LoadError, RemoteMXError, OSError, msgspec.DecodeError) as error:
             return f"the traced run failed: {error}"
+        except KeyboardInterrupt:  # what was found stays found
+            return "the traced run was interrupted"
         if not told_by:
             return f"nothing could be loaded into {record.target.name} to tell where: {Tracing.remedy()}"
         seen = sum(bool(finding.opened_at) for finding in wanted)

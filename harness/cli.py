@@ -94,6 +94,7 @@ def run(
     seed: Annotated[int, typer.Option(help="fixes the order of actions and refusals")] = 1,
     sessions: Annotated[int | None, typer.Option(min=1, help="units of work in the first dose")] = None,
     mx: Annotated[str | None, typer.Option(metavar="POLICY", help="what the remote MX refuses, as `rcpt=450`")] = None,
+    address: Annotated[str, typer.Option(help="where the target takes mail, for workers elsewhere")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="of the target; 0: any free one")] = 0,
     isolate: Annotated[
         bool | None,
@@ -110,15 +111,32 @@ def run(
     ] = None,
     history: Annotated[Path | None, typer.Option(metavar="FILE.jsonl", help="add a line to a history")] = None,
     build: Annotated[str, typer.Option(metavar="LABEL", help="of the server, in the history [what git says]")] = "",
+    workers: Annotated[int, typer.Option(min=0, max=100, help="processes that share the load")] = 0,
+    master_bind: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="wait there for workers of other hosts (docs/distributed.md)")
+    ] = "",
+    expect_workers: Annotated[int, typer.Option(min=1, help="of other hosts, that are waited for")] = 1,
+    web: Annotated[
+        bool, typer.Option("--web", help="a page to look on, in locust's web UI; stays until Ctrl-C")
+    ] = False,
+    web_port: Annotated[int, typer.Option(min=0, max=65535, help="of the page; 0: any free one")] = 8089,
+    load_pipes: Annotated[str, typer.Option(hidden=True, help="descriptors: locust has started us")] = "",
+    board: Annotated[Path | None, typer.Option(hidden=True, help="file that the page in locust shows")] = None,
     attribution: Annotated[bool, typer.Option(help="after a finding, a traced run that tells where it began")] = True,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="print the verdict's line only")] = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="print what happens, line by line")] = False,
 ) -> None:
     """Load a mail server, let it rest, and say what it failed to let go of."""
+    from contextlib import ExitStack
+
     from harness import experiment, isolation, keeping, plan, reporting
     from harness import scenario as scenarios
     from harness.attribution import run_and_explain
-    from harness.load.process import LoadError
+    from harness.interruption import terminated_as_interrupted, uninterrupted
+    from harness.live import Live, stay
+    from harness.load.choice import ChosenLoad
+    from harness.load.choice import Settings as LoadSettings
+    from harness.load.conversation import LoadError
     from harness.progress import progress
     from harness.remote_mx.policy import Policy, PolicyError
     from harness.remote_mx.process import RemoteMXError
@@ -136,6 +154,7 @@ def run(
             Policy.parse(mx)
         settings = Settings(
             seed=seed,
+            address=address,
             port=port,
             nofile=nofile or chosen.nofile,
             needs=chosen.needs,
@@ -148,39 +167,58 @@ def run(
             binary=binary,
         )
         make_target = choose(target, settings)
+        load_settings = LoadSettings(
+            users=chosen.users or users,
+            workers=workers,
+            master_bind=master_bind,
+            expect_workers=expect_workers,
+            web=web,
+            web_port=web_port,
+            pipes=load_pipes,
+        )
+        load_settings.check()
         directory = keeping.run_directory(runs, chosen.name)
         files = reporting.Files(html, junit, markdown)
         for path in (record, history, *files.chosen().values()):
             if path is not None:
                 keeping.check_writable(path)
         # Not before: a target may have to be fetched. Not later: what is started is to be in it.
-        isolation.settle(isolate, by_default=port == 0, outside="--attach" if attach else "")
-    except (scenarios.ScenarioError, PolicyError, TargetError, BaselineError, OSError) as error:
+        outside = "--attach" if attach else load_settings.outside
+        isolation.settle(isolate, by_default=port == 0, outside=outside)
+    except (scenarios.ScenarioError, PolicyError, TargetError, LoadError, BaselineError, OSError) as error:
         fail(error)
     options = experiment.Options(profile=plan.PROFILES[profile], users=users, seed=seed, units=sessions, refuses=mx)
-    try:
-        with progress(quiet=quiet, verbose=verbose) as show:
-            if attribution:
-                result = run_and_explain(chosen, make_target, directory, options, show)
-            else:
-                result = experiment.Experiment(chosen, make_target, directory, options, show).run()
-    except (TargetError, LoadError, RemoteMXError) as error:
-        fail(error)
-    except KeyboardInterrupt:
-        typer.echo("seatbelt: interrupted before the first dose; nothing is left running", err=True)
-        raise typer.Exit(INCONCLUSIVE) from None
-    result.command = _command(sys.argv[1:], seed)
-    try:
-        kept = keeping.keep(result, directory, record)
-        reporting.write(result, files)
-        _print(result, kept, quiet=quiet)
-        reporting.tell_github(result)
-        if history is not None:
-            from harness.history import append
+    board = board or (directory / "live.json" if web else None)
+    load = ChosenLoad(load_settings, board)
+    with terminated_as_interrupted(), ExitStack() as looking:
+        looking.callback(load.stop)
+        try:
+            # Locust has a terminal display of its own.
+            with progress(quiet=quiet or bool(load_pipes), verbose=verbose) as show:
+                live = looking.enter_context(Live(board, show, _tell_page))
+                perform = run_and_explain if attribution else experiment.run
+                result = perform(chosen, make_target, directory, options, live.progress, make_load=load, observer=live)
+        except (TargetError, LoadError, RemoteMXError) as error:
+            fail(error)
+        except KeyboardInterrupt:
+            typer.echo("seatbelt: interrupted before the first dose; nothing is left running", err=True)
+            raise typer.Exit(INCONCLUSIVE) from None
+        result.command = _command(sys.argv[1:], seed)
+        try:
+            with uninterrupted():
+                kept = keeping.keep(result, directory, record)
+                reporting.write(result, files)
+                _print(result, kept, quiet=quiet)
+                reporting.tell_github(result)
+                if history is not None:
+                    from harness.history import append
 
-            append(history, result, build)
-    except (RecordError, OSError) as error:
-        fail(error)
+                    append(history, result, build)
+                live.ended(result, kept)
+        except (RecordError, OSError) as error:
+            fail(error)
+        if web and not result.was_interrupted:
+            stay()
     if baseline is not None:
         from harness import comparing
 
@@ -191,10 +229,15 @@ def run(
     raise typer.Exit(EXIT_STATUS[result.verdict])
 
 
+def _tell_page(url: str) -> None:
+    typer.echo(f"page    {url}", err=True)
+
+
 def _command(arguments: list[str], seed: int) -> str:
     import shlex
 
-    words = ["seatbelt", *arguments]
+    # What locust adds is of its own process (harness.locust_plugin): the run is repeated without it.
+    words = ["seatbelt", *(word for word in arguments if not word.startswith(("--load-pipes=", "--board=")))]
     if not any(word == "--seed" or word.startswith("--seed=") for word in words):
         words += ["--seed", str(seed)]
     return shlex.join(words)
@@ -404,6 +447,25 @@ def fds(
     from harness import fds as table
 
     raise typer.Exit(table.run(pid, as_json=json, summary=summary))
+
+
+@app.command()
+def worker(
+    master: Annotated[str, typer.Option(metavar="HOST:PORT", help="where `seatbelt run --master-bind` listens")],
+) -> None:
+    """Hold sessions for a run on another host; ends with it."""
+    import os
+
+    os.environ["LOCUST_SKIP_MONKEY_PATCH"] = "1"  # before locust is imported; all I/O is the bridge's
+    from harness.load import worker as workers
+    from harness.load.choice import address as parse
+    from harness.load.conversation import LoadError
+
+    try:
+        host, port = parse(master, "--master")
+    except LoadError as error:
+        fail(error)
+    raise typer.Exit(workers.run(host, port))
 
 
 @app.command()

@@ -13,17 +13,19 @@ import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import msgspec
 
 from harness import __version__, isolation, mail
 from harness.detectors import footprint, verdict
-from harness.load.process import LoadError, LoadProcess
+from harness.interruption import uninterrupted
+from harness.load.conversation import Conversation, LoadError
+from harness.load.process import LoadProcess
 from harness.load.tally import Tally, summary
 from harness.plan import PROFILES, Plan, Profile, Step
 from harness.probes import snapshot as probe
@@ -33,16 +35,7 @@ from harness.quiescence import Quiescence
 from harness.remote_mx.ledger import LedgerReport, ListenerReport
 from harness.remote_mx.process import RemoteMX, RemoteMXError
 from harness.scenario import Scenario, SessionPlan
-from harness.targets import (
-    CountsTraffic,
-    FollowsMail,
-    LosesPatience,
-    NamesRoles,
-    Rest,
-    Target,
-    TargetError,
-    TellsWhatItOwes,
-)
+from harness.targets import CountsTraffic, FollowsMail, NamesRoles, Rest, Target, TargetError, TellsWhatItOwes
 from harness.targets.cgroup import Cgroup
 from reports.record import (
     Conditions,
@@ -69,6 +62,7 @@ REFUSING, HOME = "refusing", "home"
 
 Progress = Callable[[str, int, int], None]  # what happens now, units done, units planned so far
 MakeTarget = Callable[[Path, dict[str, int]], Target]  # given its directory and the remote MX's ports by name
+MakeLoad = Callable[[str, int, int], AbstractContextManager[Conversation]]  # given scenario, users and seed
 
 
 @dataclass(frozen=True)
@@ -82,6 +76,16 @@ class Options:
     refuses: str | None = None  # the remote MX's policy, instead of the scenario's
 
 
+class Observer(Protocol):
+    """Somebody who looks on while a run goes. Called on the run's own thread."""
+
+    def began(self, record: RunRecord, pids: Callable[[], Sequence[int]], page: str) -> None:
+        """`pids` are those of the target now; `page` is the load's URL for a person to look at, if it has one."""
+
+    def rested(self, record: RunRecord) -> None:
+        """Another dose is in the record."""
+
+
 class Cut(Exception):
     """The run ends here; the incident says why."""
 
@@ -90,16 +94,30 @@ class Cut(Exception):
         self.incident = incident
 
 
+class _Over(Exception):
+    """Whoever drives the load has ended it, and the last dose has been recorded."""
+
+
 class Experiment:
     """One run. `run` returns its record, judged."""
 
     def __init__(
-        self, scenario: Scenario, make_target: MakeTarget, directory: Path, options: Options, progress: Progress
+        self,
+        scenario: Scenario,
+        make_target: MakeTarget,
+        directory: Path,
+        options: Options,
+        progress: Progress,
+        *,
+        make_load: MakeLoad = LoadProcess,
+        observer: Observer | None = None,
     ) -> None:
         self.scenario = scenario
         self.options = options
         self.directory = directory
         self._make_target = make_target
+        self._make_load = make_load
+        self._observer = observer
         self._progress = progress
         self._memory = scenario.memory and options.profile.rounds > 0
         self._plan = Plan(options.profile, options.units or scenario.first_dose)
@@ -108,7 +126,6 @@ class Experiment:
         self._accepted: set[str] = set()
         self._tallies: list[Tally] = []
         self._ledger = LedgerReport()
-        self._spare = 0  # every so many-th message is accepted, and is no unit; 0: none
         self._rest = Rest()  # after the last portion of a dose
         self._epoch = time.monotonic()
         self._probe_cpu_s = 0.0
@@ -119,49 +136,57 @@ class Experiment:
         """Raises TargetError, LoadError or RemoteMXError when the run cannot even begin."""
         began = datetime.now(UTC)
         self._epoch = time.monotonic()
-        with ExitStack() as running:
-            self._start(running)
-            record = self._blank(began)
-            sampler = running.enter_context(Sampler(self._pids, hz=SAMPLE_HZ, clock=self._clock))
-            try:
-                self._phases(record)
-            except Cut as cut:
-                record.incidents.append(cut.incident)
-            except KeyboardInterrupt:
-                text = f"interrupted during dose {len(record.doses) + 1}"
-                record.incidents.append(Incident(kind="interrupted", text=text, at=self._clock()))
-            except (TargetError, LoadError, RemoteMXError) as error:
-                record.incidents.append(self._explained(error))
-            self._progress("counting the mail", self._units_done, self._units_planned)
-            self._account_for_mail(record)
-            self._measure_promises(record)
-            sampler.stop()
-            record.samples = sampler.samples
-            self._probe_cpu_s += sampler.cpu_s
-        record.load = summary(self._tallies)
-        usage = resource.getrusage(resource.RUSAGE_SELF)
-        record.harness.cpu_s = usage.ru_utime + usage.ru_stime
-        record.harness.probe_cpu_s = self._probe_cpu_s
-        judged = verdict.judge(record)
-        record.verdict, record.findings = judged.verdict, judged.findings
-        record.tested, record.reasons = judged.tested, judged.reasons
-        record.footprint = footprint.measure(record)
+        with ExitStack() as closing:
+            with ExitStack() as running:
+                self._start(running)
+                record = self._blank(began)
+                sampler = running.enter_context(Sampler(self._pids, hz=SAMPLE_HZ, clock=self._clock))
+                try:
+                    self._until_over(record)
+                except KeyboardInterrupt:
+                    text = f"interrupted during dose {len(record.doses) + 1}"
+                    record.incidents.append(Incident(kind="interrupted", text=text, at=self._clock()))
+                closing.enter_context(uninterrupted())
+                self._progress("counting the mail", self._units_done, self._units_planned)
+                self._account_for_mail(record)
+                self._measure_promises(record)
+                sampler.stop()
+                record.samples = sampler.samples
+                self._probe_cpu_s += sampler.cpu_s
+            record.load = summary(self._tallies)
+            usage = resource.getrusage(resource.RUSAGE_SELF)
+            record.harness.cpu_s = usage.ru_utime + usage.ru_stime
+            record.harness.probe_cpu_s = self._probe_cpu_s
+            judged = verdict.judge(record)
+            record.verdict, record.findings = judged.verdict, judged.findings
+            record.tested, record.reasons = judged.tested, judged.reasons
+            record.footprint = footprint.measure(record)
         return record
+
+    def _until_over(self, record: RunRecord) -> None:
+        """The phases, and what cut them short."""
+        if self._observer is not None:
+            self._observer.began(record, self._pids, self._page)
+        try:
+            self._phases(record)
+        except Cut as cut:
+            record.incidents.append(cut.incident)
+        except _Over:
+            self._ended_early(record)
+        except (TargetError, LoadError, RemoteMXError) as error:
+            record.incidents.append(self._explained(error))
 
     def _start(self, running: ExitStack) -> None:
         self._progress("starting", 0, self._units_planned)
         policies = {REFUSING: self._refuses, HOME: ""}
         users = self.scenario.users or self.options.users
         # The load's imports take longest: they run while the others start.
-        self._load = running.enter_context(LoadProcess(self.scenario.path, users, self.options.seed))
+        self._load = running.enter_context(self._make_load(self.scenario.path, users, self.options.seed))
         self._mx = running.enter_context(RemoteMX(policies))
         self._target = self._make_target(self.directory, self._mx.ports)
         cgroup = Cgroup()
         running.callback(cgroup.close)
         running.callback(self._target.stop)
-        if self.scenario.mixed and self.options.refuses is None and isinstance(self._target, LosesPatience):
-            self._spare = self._target.patience
-            self._mx.set_policy(REFUSING, self._refuses)
         self._target.start()
         cgroup.adopt(self._pids())
         if isinstance(self._target, FollowsMail):
@@ -173,12 +198,12 @@ class Experiment:
             timeout_s=self.options.rest_timeout_s,
             check_alive=self._check_alive,
         )
-        self._load.ready(*self._target.address)
+        self._progress("waiting for the load", 0, self._units_planned)
+        self._page = self._load.ready(*self._target.address).page
 
     @property
     def _refuses(self) -> str:
-        told = self.scenario.refuses if self.options.refuses is None else self.options.refuses
-        return f"{told} spare={self._spare}" if self._spare else told
+        return self.scenario.refuses if self.options.refuses is None else self.options.refuses
 
     def _blank(self, began: datetime) -> RunRecord:
         return RunRecord(
@@ -241,8 +266,7 @@ class Experiment:
     def _give(self, record: RunRecord, step: Step) -> None:
         """One dose, its drain, its snapshot."""
         number = len(record.doses)
-        units = step.units - step.units // self._spare if self._spare else step.units
-        dose = Dose(units=units, phase=step.phase, round=step.round, began=self._clock())
+        dose = Dose(phase=step.phase, round=step.round, began=self._clock())
         label = {"warm-up": "warming up", "count": "dose", "memory": f"memory round {step.round + 1}"}[step.phase]
         self._progress(f"{label}: {step.units} x {self.scenario.unit}", self._units_done, self._units_planned)
         self._rest = Rest()
@@ -251,8 +275,16 @@ class Experiment:
             tallies.append(self._load_portion(number, first, units))
             if self._rest.busy:
                 break  # what did not come to rest now will not after the next portion
+            if tallies[-1].units < units:
+                break  # somebody wishes to know now
+        dose.units = sum(tally.units for tally in tallies)
+        if not dose.units:  # it was cut short before it had begun
+            if tallies[-1].last:
+                raise _Over
+            self._give(record, step)
+            return
         dose.ended = self._clock()
-        rest = self._rest if self._rest.busy else self._quiescence.wait(work=step.units)
+        rest = self._rest if self._rest.busy else self._quiescence.wait()
         dose.drained_s = self._clock() - dose.ended
         dose.rested = not rest.busy
         dose.snapshot = self._snapshot(rest)
@@ -262,13 +294,24 @@ class Experiment:
         record.doses.append(dose)
         record.work = work_of(self._tallies, LedgerReport(), self._ledger)
         self._measure_promises(record)
-        self._units_done += step.units
+        self._units_done += dose.units
+        self._units_planned -= step.units - dose.units
+        if self._observer is not None:
+            self._observer.rested(record)
         if not dose.rested:
             busy = ", ".join(f"{name} {count}" for name, count in rest.busy.items())
-            waited_s = max(dose.drained_s, self.options.rest_timeout_s)
-            text = f"not at rest {waited_s:.0f} s after dose {number + 1}: {busy}"
+            text = f"not at rest {self.options.rest_timeout_s:.0f} s after dose {number + 1}: {busy}"
             raise Cut(Incident(kind="restless", text=text, at=self._clock(), dose=number))
         self._check_alive()
+        if tallies[-1].last:
+            raise _Over
+
+    def _ended_early(self, record: RunRecord) -> None:
+        """What was to be counted has been counted, or the run says that it was not; memory tells by itself."""
+        planned = len(list(self._plan.counts()))
+        if len(record.doses) < planned:
+            text = f"the load was ended after dose {len(record.doses)} of {planned}: give it more time"
+            record.incidents.append(Incident(kind="interrupted", text=text, at=self._clock()))
 
     def _portions(self, units: int) -> list[tuple[int, int]]:
         """(first unit, units) of each part of a dose that is drained by itself."""
@@ -293,7 +336,7 @@ class Experiment:
             text = f"{tally.unfinished} sessions of dose {number + 1} ended early{errors}"
             raise Cut(Incident(kind="load", text=text, at=self._clock(), dose=number))
         if self.scenario.portion is not None:
-            self._rest = self._quiescence.wait(polls=1, work=units)
+            self._rest = self._quiescence.wait(polls=1)
         return tally
 
     @contextmanager
@@ -415,6 +458,20 @@ def _loaded(snapshot: Snapshot) -> Iterator[str]:
         yield "Python agent"
     if any(process.memory.heap is not None for process in snapshot.processes):
         yield "heap meter"
+
+
+def run(
+    scenario: Scenario,
+    make_target: MakeTarget,
+    directory: Path,
+    options: Options,
+    progress: Progress,
+    *,
+    make_load: MakeLoad = LoadProcess,
+    observer: Observer | None = None,
+) -> RunRecord:
+    """One run, judged. Raises what `Experiment.run` raises."""
+    return Experiment(scenario, make_target, directory, options, progress, make_load=make_load, observer=observer).run()
 
 
 def planned(session: SessionPlan, units: int) -> PlannedSession:

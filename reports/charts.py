@@ -185,7 +185,8 @@ def _sampled(record: RunRecord, reading: Callable[[int, int], float]) -> dict[st
     return found
 
 
-def _plot(x: str, y: str) -> Any:
+def empty(x: str, y: str) -> Any:
+    """An empty chart as all of ours look."""
     plot = figure(
         height=HEIGHT, sizing_mode="stretch_width", tools="pan,box_zoom,reset", x_axis_label=x, y_axis_label=y
     )
@@ -201,7 +202,7 @@ def _plot(x: str, y: str) -> Any:
 
 
 def _lines(work: Sequence[float], series: Series, unit: str, what: str) -> Any:
-    plot = _plot(f"work ({unit})", what)
+    plot = empty(f"work ({unit})", what)
     plot.y_range = DataRange1d(start=min(0, *(min(values) for values in series.values())))
     for place, (name, values) in enumerate(series.items()):
         source = ColumnDataSource({"x": list(work), "y": values})
@@ -213,7 +214,7 @@ def _lines(work: Sequence[float], series: Series, unit: str, what: str) -> Any:
 
 
 def _over_time(record: RunRecord, sampled: dict[str, tuple[list[float], list[float]]], what: str) -> Any:
-    plot = _plot("seconds", what)
+    plot = empty("seconds", what)
     for dose in record.doses:
         for left, right, alpha in ((dose.began, dose.ended, 0.28), (dose.ended, dose.ended + dose.drained_s, 0.1)):
             plot.add_layout(BoxAnnotation(left=left, right=right, fill_color=GREY, fill_alpha=alpha, line_alpha=0))

@@ -344,6 +344,11 @@ class RunRecord(msgspec.Struct):
     load: Load = msgspec.field(default_factory=Load)
     harness: HarnessCost = msgspec.field(default_factory=HarnessCost)
 
+    @property
+    def was_interrupted(self) -> bool:
+        """Somebody, or a time limit, ended it before its time."""
+        return any(incident.kind == "interrupted" for incident in self.incidents)
+
 
 def save(record: RunRecord, path: Path) -> None:
     """Write `record` as JSON, whole or not at all. Raises RecordError."""

@@ -1,4 +1,5 @@
-"""`python -m harness.load --stdio`: the load's process. The controller speaks to it in JSON lines (see orders.py).
+"""`python -m harness.load`: the load's process. With --stdio the controller speaks to it in JSON lines (see orders.py),
+with --worker it is a worker that such a process has started.
 
 It ends when its standard input does, so that it outlives no controller; Ctrl-C in a terminal is the controller's
 business. Standard output belongs to the answers alone: what a scenario file prints goes to standard error.
@@ -15,67 +16,34 @@ signal.signal(signal.SIGINT, signal.SIG_IGN)
 os.environ["LOCUST_SKIP_MONKEY_PATCH"] = "1"
 
 import argparse  # noqa: E402
-from typing import BinaryIO  # noqa: E402
+import sys  # noqa: E402
 
-import gevent  # type: ignore[import-untyped]  # noqa: E402
-import msgspec  # noqa: E402
 from gevent.fileobject import FileObject  # type: ignore[import-untyped]  # noqa: E402
-from gevent.queue import SimpleQueue  # type: ignore[import-untyped]  # noqa: E402
 
-from harness.load.doses import Doses, LoadStuck  # noqa: E402
-from harness.load.orders import Answer, Failed, GiveDose, Ready, Start, decode_order, line  # noqa: E402
-from harness.scenario import ScenarioError  # noqa: E402
-
-
-class _ControllerGone(Exception):
-    """Standard input has ended: nobody waits for an answer."""
+from harness.load.library import Library  # noqa: E402
+from harness.load.serving import serve  # noqa: E402
+from harness.load.worker import run  # noqa: E402
 
 
-def serve(orders: BinaryIO, answers: BinaryIO) -> None:
-    """Carry out orders, one at a time, until there can be no more."""
-    lines: SimpleQueue[bytes] = SimpleQueue()
-    worker = gevent.getcurrent()
-
-    def read() -> None:
-        for order in orders:
-            lines.put(order)
-        gevent.kill(worker, _ControllerGone)  # in the middle of a dose, too
-
-    reader = gevent.spawn(read)
-    load: Doses | None = None
-    try:
-        while True:
-            order = lines.get()
-            answer: Answer
-            try:
-                match decode_order(order):
-                    case Start() as start:
-                        load = Doses(start)
-                        answer = Ready(start.users)
-                    case GiveDose() as dose if load is not None:
-                        answer = load.give_dose(dose)
-                    case GiveDose():
-                        answer = Failed("a dose was ordered before the start")
-            except (ScenarioError, LoadStuck, ValueError, msgspec.MsgspecError) as error:
-                answer = Failed(str(error))
-            answers.write(line(answer))
-            answers.flush()
-    except _ControllerGone:
-        return
-    finally:
-        reader.kill()
-        if load is not None:
-            load.stop()
-
-
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m harness.load", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--stdio", action="store_true", required=True, help="take orders on standard input")
-    parser.parse_args()
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--stdio", action="store_true", help="take orders on standard input")
+    what.add_argument("--worker", metavar="HOST:PORT", help="be a worker of the master there")
+    options = parser.parse_args()
+    del sys.argv[1:]  # locust's web UI would take them for its own
+    if options.worker:
+        host, _, port = options.worker.rpartition(":")
+        return run(host, int(port), until_input_ends=True)
+    load = Library()
     with os.fdopen(os.dup(1), "wb") as answers, FileObject(0, "rb", closefd=False) as orders:
         os.dup2(2, 1)
-        serve(orders, answers)
+        try:
+            serve(orders, answers, load)
+        finally:
+            load.stop()
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,74 +1,70 @@
-"""Exact doses: so many sessions are given out to persistent locust users, and each is counted back in.
+"""Exact doses: the sessions of a dose are planned, given to whoever holds them, and each is counted back in.
 
-Owns: locust in library mode (an environment, its local runner, the users), and the tickets. Never: reads or writes
-the controller's pipes.
+Owns: the tickets of a dose, and whether more doses may follow. Never: knows which users hold the sessions.
 """
 
 from __future__ import annotations
 
 import time
 
-from gevent.queue import Empty, SimpleQueue  # type: ignore[import-untyped]
-from locust import events
-from locust.env import Environment
+import gevent  # type: ignore[import-untyped]
 
-from harness.load.orders import GiveDose, Start
-from harness.load.tally import Outcome, Tally, Ticket
-from harness.load.user import user_of
-from harness.scenario import load
+from harness.load.orders import GiveDose
+from harness.load.sessions import Holder
+from harness.load.tally import Tally, Ticket
+from harness.scenario import Scenario
 
-GRACE_S = 5.0  # after its deadline a session is cancelled and closes; this is for that
-
-
-class LoadStuck(Exception):
-    """Sessions were given out and did not come back, not even cut off."""
+CUT_TIMEOUT_S = 10.0  # for the sessions that have begun
+LOOK_S = 0.05
 
 
 class Doses:
-    """The users of one scenario, aimed at one mail server. Raises ScenarioError."""
+    """Of one scenario, aimed at the mail server at `address` (host, port)."""
 
-    def __init__(self, order: Start) -> None:
-        self._scenario = load(order.scenario)
-        self._seed = order.seed
-        self._tickets: SimpleQueue[Ticket] = SimpleQueue()
-        self._outcomes: SimpleQueue[Outcome] = SimpleQueue()
-        host = f"[{order.host}]" if ":" in order.host else order.host
-        # Locust's own events: the bridge opens and closes by them, here as in a plain locustfile.
-        environment = Environment(
-            user_classes=[user_of(self._scenario, self)], events=events, host=f"smtp://{host}:{order.port}"
-        )
-        self._runner = environment.create_local_runner()
-        self._runner.start(order.users, spawn_rate=order.users)
-        if self._runner.spawning_greenlet is not None:
-            self._runner.spawning_greenlet.join()
-        if self._runner.user_count != order.users:
-            raise LoadStuck(f"{self._runner.user_count} of {order.users} users started")
+    def __init__(self, scenario: Scenario, seed: int, address: tuple[str, int], holder: Holder) -> None:
+        self._scenario = scenario
+        self._seed = seed
+        self._address = address
+        self._holder = holder
+        self._over = False
+        self._in_hand = False
 
     def give_dose(self, order: GiveDose) -> Tally:
         """Returns when every session of the dose is over. Raises LoadStuck when one is not, long after its deadline."""
-        tally = Tally(order.number, order.units)
-        began = time.monotonic()
-        deadline = began + order.timeout_s
-        plan = self._scenario.plan(self._seed, order.number, order.units, order.first)
-        for number, session in plan.items():
-            self._tickets.put(Ticket(f"{self._seed}.{order.number}.{number}", session, deadline))
-        for back in range(len(plan)):
-            try:
-                tally.add(self._outcomes.get(timeout=max(0.0, deadline + GRACE_S - time.monotonic())))
-            except Empty:
-                raise LoadStuck(f"{len(plan) - back} of {len(plan)} sessions of the dose did not come back") from None
-        tally.took_s = time.monotonic() - began
+        deadline = time.monotonic() + order.timeout_s
+        each, end = self._scenario.units_per_session, order.first + order.units
+        plan = {} if self._over else self._scenario.plan(self._seed, order.number, order.units, order.first)
+        tickets = [
+            Ticket(f"{self._seed}.{order.number}.{first}", session, deadline, min(each, end - first), self._address)
+            for first, session in plan.items()
+        ]
+        self._in_hand = True
+        try:
+            tally = self._holder.hold(order.number, tickets)
+        finally:
+            self._in_hand = False
+        tally.last = self._over
         return tally
 
-    def stop(self) -> None:
-        """Cut off what is under way, close its connections, end the users."""
-        self._runner.quit()
+    def cut_short(self) -> bool:
+        """End the dose in hand with the sessions that have begun: what is counted stays exact. False: there is none."""
+        if self._in_hand:
+            self._holder.cut_short()
+        return self._in_hand
 
-    # ---- what users ask (harness.load.user.Source)
+    def wind_up(self) -> None:
+        """The dose in hand is cut short and the last one: what is ordered after it is no session at all."""
+        self._over = True
+        self.cut_short()
 
-    def take(self) -> Ticket:
-        ticket: Ticket = self._tickets.get()
-        return ticket
+    def finish(self, timeout_s: float = CUT_TIMEOUT_S) -> None:
+        """Wind up, and wait until the sessions that have begun are over: users may then be stopped."""
+        self.wind_up()
+        deadline = time.monotonic() + timeout_s
+        while self._in_hand and time.monotonic() < deadline:
+            gevent.sleep(LOOK_S)
 
-    def give(self, outcome: Outcome) -> None:
-        self._outcomes.put(outcome)
+    @property
+    def in_hand(self) -> bool:
+        """Sessions are being held."""
+        return self._in_hand

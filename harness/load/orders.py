@@ -11,6 +11,23 @@ import msgspec
 from harness.load.tally import Tally
 
 
+class FleetOrder(msgspec.Struct, frozen=True):
+    """Workers that hold the sessions, instead of users of the load's own process."""
+
+    host: str  # where the master listens for them
+    port: int  # 0: any free one
+    workers: int  # that are waited for
+    local: bool = False  # and started here, as children of the load's process
+
+
+class WebOrder(msgspec.Struct, frozen=True):
+    """Locust's web UI with the Seatbelt page."""
+
+    host: str
+    port: int  # 0: any free one
+    board: str  # path of the file that the page shows (harness.load.board)
+
+
 class Start(msgspec.Struct, tag=True):
     """Aim the users at a mail server, and spawn them."""
 
@@ -19,6 +36,8 @@ class Start(msgspec.Struct, tag=True):
     port: int
     users: int
     seed: int
+    fleet: FleetOrder | None = None
+    web: WebOrder | None = None
 
 
 class GiveDose(msgspec.Struct, tag=True):
@@ -32,6 +51,7 @@ class GiveDose(msgspec.Struct, tag=True):
 
 class Ready(msgspec.Struct, tag=True):
     users: int
+    page: str = ""  # URL of the Seatbelt page
 
 
 class Failed(msgspec.Struct, tag=True):

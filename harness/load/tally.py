@@ -26,6 +26,8 @@ class Ticket:
     name: str
     plan: SessionPlan
     deadline: float  # on time.monotonic(); what is not done by then is cut off
+    units: int = 0  # of work that it is worth
+    address: tuple[str, int] | None = None  # (host, port) of the mail server; None: the user knows
 
 
 class Exchange(NamedTuple):
@@ -64,6 +66,7 @@ class Tally(msgspec.Struct, tag=True):
     failures: int = 0  # commands not answered as the scenario expects
     errors: list[str] = []  # the first few different texts
     latency_us: dict[int, int] = {}  # commands by what they took, rounded to two digits
+    last: bool = False  # who drives the load has ended it: no dose can follow
 
     def add(self, outcome: Outcome) -> None:
         self.sessions += outcome.greeted
@@ -78,6 +81,22 @@ class Tally(msgspec.Struct, tag=True):
             if exchange.error:
                 self.failures += 1
                 _keep(self.errors, f"{exchange.name}: {exchange.error}")
+
+    def include(self, other: Tally) -> None:
+        """What others did for the same dose, at the same time."""
+        self.units += other.units
+        self.took_s = max(self.took_s, other.took_s)
+        self.sessions += other.sessions
+        self.unfinished += other.unfinished
+        self.messages += other.messages
+        self.accepted += other.accepted
+        self.refused_recipients += other.refused_recipients
+        self.commands += other.commands
+        self.failures += other.failures
+        for error in other.errors:
+            _keep(self.errors, error)
+        for bucket, count in other.latency_us.items():
+            self.latency_us[bucket] = self.latency_us.get(bucket, 0) + count
 
 
 def summary(tallies: Iterable[Tally]) -> Load:

@@ -19,7 +19,7 @@ from locust.exception import StopUser
 
 from harness.load.bridge import Bridge, BridgeError
 from harness.load.session import hold
-from harness.load.tally import Outcome, Ticket
+from harness.load.tally import Exchange, Outcome, Ticket
 from harness.scenario import Scenario
 
 log = logging.getLogger(__name__)
@@ -48,19 +48,24 @@ class MailUser(User):
     source: ClassVar[Source]
     bridge: ClassVar[Bridge | None] = None  # one for all users of the process, while a test runs
 
-    def on_start(self) -> None:
-        self._address = address_of(self.host or "")
-
     @task
     def hold_a_session(self) -> None:
         ticket = self.source.take()
+        # What the source gets when this user is stopped in the middle of the session.
+        outcome = Outcome([Exchange("CONNECT", time.time(), 0.0, "the session was cut off: its user was stopped")])
         try:
             if MailUser.bridge is None:
                 raise BridgeError("no test is running")
-            outcome = MailUser.bridge.run(partial(hold, self._address, ticket))
-        except BridgeError as error:
+            address = ticket.address or address_of(self.host or "")
+            outcome = MailUser.bridge.run(partial(hold, address, ticket))
+            self._tell_locust(outcome)
+        except (BridgeError, ValueError) as error:
             log.error("a user ends: %s", error)
             raise StopUser from error
+        finally:
+            self.source.give(outcome)
+
+    def _tell_locust(self, outcome: Outcome) -> None:
         for exchange in outcome.exchanges:
             self.environment.events.request.fire(
                 request_type="SMTP",
@@ -71,7 +76,6 @@ class MailUser(User):
                 context={},
                 start_time=exchange.began,
             )
-        self.source.give(outcome)
 
 
 class Endless:
@@ -93,15 +97,15 @@ class Endless:
         """Locust has already counted it."""
 
 
-def user_of(scenario: Scenario, source: Source) -> type[MailUser]:
-    """A user class that locust can spawn, called after the scenario."""
-    name = "".join(word.capitalize() for word in scenario.name.replace("_", "-").split("-"))
-    return type(name, (MailUser,), {"source": source, "abstract": False})
+def user_of(name: str, source: Source) -> type[MailUser]:
+    """A user class that locust can spawn, called after a scenario."""
+    called = "".join(word.capitalize() for word in name.replace("_", "-").split("-"))
+    return type(called, (MailUser,), {"source": source, "abstract": False})
 
 
 def endless(scenario: Scenario) -> type[MailUser]:
     """The user class of a plain locustfile."""
-    return user_of(scenario, Endless(scenario))
+    return user_of(scenario.name, Endless(scenario))
 
 
 def address_of(host: str) -> tuple[str, int]:
@@ -116,18 +120,6 @@ def address_of(host: str) -> tuple[str, int]:
     return parts.hostname, port or SMTP_PORT
 
 
-def _check_host(environment: Any, **_: Any) -> None:
-    """At the start of locust: a wrong --host ends it, rather than every user with a traceback."""
-    options = environment.parsed_options
-    if options is None or not any(issubclass(user, MailUser) for user in environment.user_classes):
-        return
-    if options.headless or environment.host:
-        try:
-            address_of(environment.host or "")
-        except ValueError as error:
-            raise SystemExit(str(error)) from None
-
-
 def _open_bridge(**_: Any) -> None:
     # Now and not on import: locust has forked its worker processes by now.
     MailUser.bridge = Bridge()
@@ -140,6 +132,5 @@ def _close_bridge(**_: Any) -> None:
         MailUser.bridge = None
 
 
-events.init.add_listener(_check_host)  # type: ignore[no-untyped-call]
 events.test_start.add_listener(_open_bridge)  # type: ignore[no-untyped-call]
 events.test_stop.add_listener(_close_bridge)  # type: ignore[no-untyped-call]

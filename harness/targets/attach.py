@@ -36,7 +36,9 @@ class Found:
 
 
 class Attached:
-    """`what`: a pid, `:PORT`, or a unit as `postfix.service`. `port`: where mail is submitted, if it has several."""
+    """`what`: a pid, `:PORT`, or a unit as `postfix.service`. `host` and `port`: where mail is submitted; the port need
+    not be said if it has one only.
+    """
 
     name = "attach"
     defects: Sequence[str] = ()
@@ -47,6 +49,7 @@ class Attached:
         self,
         what: str,
         *,
+        host: str = "127.0.0.1",
         port: int = 0,
         still_s: float = STILL_S,
         clients_stay: bool = False,
@@ -58,6 +61,7 @@ class Attached:
         self.agent_directory = agent_directory
         self.found = locate(what)
         self.version = f"{self.found.title} (pid {self.found.pid})"
+        self._host = host
         self._port = port or _port(what)
         ports = () if clients_stay else self.found.ports
         self._stillness = Stillness(self.found.pid, ports, still_s=still_s)
@@ -70,11 +74,11 @@ class Attached:
     def address(self) -> tuple[str, int]:
         """Raises TargetError when there is none, or more than one."""
         if self._port:
-            return "127.0.0.1", self._port
+            return self._host, self._port
         if len(self.found.ports) != 1:
             which = "no port" if not self.found.ports else f"ports {', '.join(map(str, self.found.ports))}"
             raise TargetError(f"{self.version} listens on {which}; say with --port where mail is submitted")
-        return "127.0.0.1", self.found.ports[0]
+        return self._host, self.found.ports[0]
 
     def start(self) -> None:
         """It has started long ago. Raises TargetError when it is gone."""

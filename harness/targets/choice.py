@@ -20,11 +20,11 @@ TARGETS = {
     "attach": "a server that runs already, untouched: --attach PID, :PORT or UNIT.service",
     "command": "any server: --command 'PROGRAM … {port}', or --server NAME, or --server FILE.toml that describes it",
     "postfix": "Debian's Postfix, unpacked and not installed; needs root and, the first time, a network",
-    "opensmtpd": "Debian's OpenSMTPD, the same way",
-    "exim": "Debian's Exim, the same way",
 }
 DEFAULT = "embedded"
-WITH_BINARY = ("postfix", "opensmtpd", "exim")  # started from their own programs, Debian's or those that --binary says
+LOOPBACK = "127.0.0.1"
+WITH_ADDRESS = ("embedded", "attach")  # that can take mail elsewhere
+WITH_BINARY = ("postfix",)  # started from their own programs, Debian's or those that --binary says
 MEANT = {"attach": "attach", "command": "command", "server": "command"}  # settings that say which target is meant
 
 
@@ -33,6 +33,7 @@ class Settings:
     """What the command line and the scenario ask of a target, whichever it is."""
 
     seed: int = 0
+    address: str = LOOPBACK  # where mail is taken
     port: int = 0  # 0: any free one
     nofile: int | None = None  # limit of descriptors
     needs: tuple[str, ...] = ()  # of the scenario
@@ -62,6 +63,8 @@ def choose(name: str | None, settings: Settings) -> MakeTarget:
     name = name or next((MEANT[option] for option in said), DEFAULT)
     if name not in _MAKERS:
         raise TargetError(f"no target called {name!r}. There is: {', '.join(TARGETS)}")
+    if settings.address != LOOPBACK and name not in WITH_ADDRESS:
+        raise TargetError(f"--address is for {', '.join(WITH_ADDRESS)}; {name} takes mail at {LOOPBACK}")
     if settings.binary is not None:
         if name not in WITH_BINARY:
             raise TargetError(f"--binary is for {', '.join(WITH_BINARY)}; {name} has no program to choose")
@@ -83,6 +86,7 @@ def _embedded(settings: Settings) -> MakeTarget:
         version=__version__,
         defects=defects,
         seed=settings.seed,
+        host=settings.address,
         port=settings.port,
         nofile=settings.nofile,
         needs=settings.needs,
@@ -100,20 +104,6 @@ def _postfix(settings: Settings) -> MakeTarget:
         nofile=settings.nofile,
         preload=settings.preload,
     )
-
-
-def _opensmtpd(settings: Settings) -> MakeTarget:
-    from harness.targets.opensmtpd import OpenSMTPD, program
-
-    _only_relays("opensmtpd", settings)
-    return partial(OpenSMTPD, program=program(settings.binary), port=settings.port, nofile=settings.nofile)
-
-
-def _exim(settings: Settings) -> MakeTarget:
-    from harness.targets.exim import Exim, program
-
-    _only_relays("exim", settings)
-    return partial(Exim, program=program(settings.binary), port=settings.port, nofile=settings.nofile)
 
 
 def _command(settings: Settings) -> MakeTarget:
@@ -148,7 +138,7 @@ def _attach(settings: Settings) -> MakeTarget:
     _only_relays("attach", settings)
     if settings.nofile is not None:
         raise TargetError("attach: a server that runs already has its limit of descriptors (prlimit(1) changes it)")
-    target = Attached(settings.attach, port=settings.port)
+    target = Attached(settings.attach, host=settings.address, port=settings.port)
 
     def make(directory: Path, ports: dict[str, int], *, traced: bool = False) -> Target:
         if traced:
@@ -172,6 +162,4 @@ _MAKERS: dict[str, Callable[[Settings], MakeTarget]] = {
     "attach": _attach,
     "command": _command,
     "postfix": _postfix,
-    "opensmtpd": _opensmtpd,
-    "exim": _exim,
 }

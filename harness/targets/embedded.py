@@ -19,7 +19,7 @@ import psutil
 
 from harness import agent
 from harness.remote_dns import DnsServer
-from harness.targets import Rest, TargetError, smtpctl
+from harness.targets import Rest, TargetError
 from harness.targets.facilities import facilities
 from harness.targets.operator import OPERATIONS
 from mta_under_test.ipc.client import ControlClient, ControlError
@@ -42,7 +42,7 @@ _PR_SET_PDEATHSIG = 1
 
 CONFIGURATION = """\
 # Written for this run by Seatbelt.
-{head}listen on 127.0.0.1 port {port}{listen}
+{head}listen on {host} port {port}{listen}
 {rules}action "outbound" relay host smtp://127.0.0.1:{refusing}
 action "home" relay host smtp://127.0.0.1:{home}
 match from any for domain {{ "refused.test", "accepted.test" }} action "outbound"
@@ -63,6 +63,7 @@ class Embedded:
         version: str,
         defects: Sequence[str] = (),
         seed: int = 0,
+        host: str = "127.0.0.1",
         port: int = 0,
         nofile: int | None = None,
         needs: Sequence[str] = (),
@@ -74,6 +75,7 @@ class Embedded:
         self.agent_directory = directory / "agent"
         self.log_path = directory / "smtpd.log"
         self.mailboxes: Path | None = None
+        self._host = host
         self._ports = {"port": port, **ports}
         self._needs = tuple(needs)
         self._dns = ExitStack()
@@ -96,7 +98,7 @@ class Embedded:
 
     @property
     def address(self) -> tuple[str, int]:
-        return "127.0.0.1", self._port
+        return self._host, self._port
 
     def start(self) -> None:
         for directory in (self.spool, self.agent_directory):
@@ -110,7 +112,7 @@ class Embedded:
         made = facilities(self._needs, self.directory, Path(self._short.name))
         self.mailboxes = made.mailboxes
         words = {"head": made.head, "listen": made.listen, "rules": made.rules}
-        configuration_path.write_text(CONFIGURATION.format(**self._ports, **words))
+        configuration_path.write_text(CONFIGURATION.format(host=self._host, **self._ports, **words))
         by_name = []
         if made.zone:
             server = self._dns.enter_context(DnsServer(made.zone))
@@ -146,7 +148,7 @@ class Embedded:
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + START_TIMEOUT_S
-        listening = re.compile(r"listening on 127\.0\.0\.1 port (\d+)")
+        listening = re.compile(rf"listening on {re.escape(self._host)} port (\d+)")
         while not (found := listening.search(self._log())):
             self._still_starting(deadline)
         self._port = int(found[1])
@@ -200,7 +202,9 @@ class Embedded:
                 self._gauges = self._control.gauges()
         except ControlError as error:
             raise TargetError(str(error)) from error
-        return smtpctl.rest(counters, BUSY, self._gauges)
+        busy = {name: counters[name] for name in BUSY if counters[name]}
+        waiting = counters["scheduler.envelope"] - counters["scheduler.envelope.inflight"]
+        return Rest(busy, max(0, waiting), counters, self._gauges)
 
     def counters(self) -> dict[str, int]:
         """What it says of itself, as `smtpctl show stats` prints it. Raises TargetError."""

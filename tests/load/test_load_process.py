@@ -192,7 +192,7 @@ def test_a_child_killed_during_a_dose_is_an_error() -> None:
 def test_a_child_that_falls_silent_is_an_error_and_its_late_answer_is_not_taken_for_another(
     sink: SmtpSink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("harness.load.process.ANSWER_GRACE_S", 0.2)
+    monkeypatch.setattr("harness.load.conversation.ANSWER_GRACE_S", 0.2)
     with LoadProcess("accepted", 2, seed=1) as load:
         load.ready("127.0.0.1", sink.port)
         os.kill(load.pid, signal.SIGSTOP)
