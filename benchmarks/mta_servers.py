@@ -8,7 +8,6 @@ benchmark's directory; that needs root. Whatever cannot be had or started raises
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -17,11 +16,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.targets import postfix_tree
+from harness.targets import TargetError, places, postfix_tree
+from harness.targets.debian import Unavailable as NoPackage
+from harness.targets.debian import cache_directory, unpack
+from harness.targets.places import Places, Program
 from mta_under_test.ipc.client import ControlClient, ControlError
 from mta_under_test.ipc.messages import Kind
 
-CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "seatbelt" / "benchmark"
 START_S = 20.0
 
 
@@ -30,16 +31,11 @@ class Unavailable(Exception):
 
 
 def debian(package: str) -> Path:
-    """The unpacked package."""
-    target = CACHE / package
-    if not target.exists():
-        CACHE.mkdir(parents=True, exist_ok=True)
-        got = subprocess.run(["apt-get", "download", package], cwd=CACHE, capture_output=True, text=True, check=False)
-        archives = sorted(CACHE.glob(f"{package}_*.deb"))
-        if not archives:
-            raise Unavailable(f"apt-get download {package}: {(got.stderr.strip().splitlines() or ['no package'])[-1]}")
-        subprocess.run(["dpkg", "-x", archives[-1], target], check=True, capture_output=True)
-    return target
+    """The unpacked package. Raises Unavailable."""
+    try:
+        return unpack(package)
+    except NoPackage as error:
+        raise Unavailable(str(error)) from error
 
 
 def postfix_tool(name: str) -> tuple[Path, dict[str, str]]:
@@ -207,50 +203,50 @@ class Postfix(Server):
 
 
 class Contained(Server):
-    """In a mount namespace: /etc/passwd, /etc/group, /run, /var/spool and /var/lib are the benchmark's.
+    """In places of its own: its users, and whatever it insists on in /run, /var/spool and /var/lib.
 
     So is /etc/resolv.conf: a look-up of 127.0.0.1 that waits for a name server is not what is measured.
     """
 
     users: tuple[str, ...]
+    package: str
+    path: str  # of its program, in the package
 
     def configure(self) -> None:
-        names = ("root", "daemon", "nobody", *self.users)
-        numbers = {"root": 0, "daemon": 1, "nobody": 65534} | {one: 9001 + at for at, one in enumerate(self.users)}
-        home = "/var/lib/empty"
-        lines = (f"{name}:x:{numbers[name]}:{numbers[name]}::{home}:/bin/false\n" for name in names)
-        (self.directory / "passwd").write_text("".join(lines))
-        groups = "".join(f"{name}:x:{numbers[name]}:\n" for name in names)
-        (self.directory / "group").write_text(f"{groups}mail:x:8:\nnogroup:x:65534:\n")
-        (self.directory / "resolv.conf").write_text("lookup file\nnameserver 127.0.0.1\noptions timeout:1 attempts:1\n")
+        try:
+            places.check(self.name)
+        except TargetError as error:
+            raise Unavailable(str(error)) from error
+        own = self.places = Places(self.directory)
+        tree = debian(self.package)
+        self.program = own.program(Program(tree / self.path, tree))
+        self.numbers = {name: places.number(name, at=at) for at, name in enumerate(self.users)}
+        own.users(self.numbers, "/var/lib/empty")
+        own.file("resolv.conf", places.RESOLVER, "/etc/resolv.conf")
         for room in ("run", "spool", "lib", "lib/empty"):
             (self.directory / room).mkdir()
             (self.directory / room).chmod(0o711)
+        self.furnish()
+        for ours, theirs in (("run", "/run"), ("spool", "/var/spool"), ("lib", "/var/lib")):
+            own.bind(self.directory / ours, theirs)
 
     def command(self) -> Sequence[str | Path]:
-        if os.geteuid() != 0 or shutil.which("unshare") is None:
-            raise Unavailable("needs root and unshare(1), since its queue is in a fixed place")
-        places = (
-            ("passwd", "/etc/passwd"),
-            ("group", "/etc/group"),
-            ("resolv.conf", "/etc/resolv.conf"),
-            ("run", "/run"),
-            ("spool", "/var/spool"),
-            ("lib", "/var/lib"),
-        )
-        mounts = "".join(f"mount --bind {self.directory / ours} {theirs} && " for ours, theirs in places)
-        return ["unshare", "-m", "sh", "-c", f"{mounts}exec {self.inside()}"]
+        return self.places.command([str(self.program), *self.arguments()])
 
-    def inside(self) -> str:
+    def furnish(self) -> None:
+        raise NotImplementedError
+
+    def arguments(self) -> Sequence[str]:
         raise NotImplementedError
 
 
 class OpenSMTPD(Contained):
     name = "OpenSMTPD (Debian)"
     users = ("opensmtpd", "opensmtpq")
+    package = "opensmtpd"
+    path = "usr/sbin/smtpd"
 
-    def configure(self) -> None:
-        super().configure()
+    def furnish(self) -> None:
         (self.directory / "spool/smtpd").mkdir()
         (self.directory / "spool/smtpd").chmod(0o711)
         (self.directory / "lib/opensmtpd/empty").mkdir(parents=True)
@@ -263,8 +259,8 @@ class OpenSMTPD(Contained):
             f'match from any for any action "out"\n'
         )
 
-    def inside(self) -> str:
-        return f"{debian('opensmtpd')}/usr/sbin/smtpd -d {'-P mta ' if self.hold else ''}-f {self.directory}/smtpd.conf"
+    def arguments(self) -> Sequence[str]:
+        return ["-d", *(["-P", "mta"] if self.hold else []), "-f", str(self.directory / "smtpd.conf")]
 
     def queued(self) -> int:
         return _files(*(self.directory / "spool/smtpd" / name for name in ("queue", "incoming")))
@@ -273,13 +269,13 @@ class OpenSMTPD(Contained):
 class Exim(Contained):
     name = "Exim (Debian, light)"
     users = ("Debian-exim",)
+    package = "exim4-daemon-light"
+    path = "usr/sbin/exim4"
 
-    def configure(self) -> None:
-        super().configure()
-        debian("libidn12")
+    def furnish(self) -> None:
         for path in ("spool/exim4", "spool/exim4/log"):
             (self.directory / path).mkdir()
-            os.chown(self.directory / path, 9001, 9001)
+            os.chown(self.directory / path, *(2 * list(self.numbers.values())))
         (self.directory / "exim.conf").write_text(
             "spool_directory = /var/spool/exim4\nlog_file_path = /var/spool/exim4/log/%slog\n"
             "primary_hostname = bench.test\nacl_smtp_rcpt = accept\nacl_smtp_data = accept\n"
@@ -292,13 +288,9 @@ class Exim(Contained):
             "begin retry\n* * F,1h,1s\n"
         )
 
-    def inside(self) -> str:
-        queue = "" if self.hold else "-q5s "
-        return (
-            f"env LD_LIBRARY_PATH={debian('libidn12')}/usr/lib/x86_64-linux-gnu "
-            f"{debian('exim4-daemon-light')}/usr/sbin/exim4 -C {self.directory}/exim.conf -bdf {queue}"
-            f"-oX '<; [127.0.0.1]:{self.port}'"
-        )
+    def arguments(self) -> Sequence[str]:
+        queue = [] if self.hold else ["-q5s"]
+        return ["-C", str(self.directory / "exim.conf"), "-bdf", *queue, "-oX", f"<; [127.0.0.1]:{self.port}"]
 
     def queued(self) -> int:
         return _files(self.directory / "spool/exim4/input")
@@ -311,7 +303,7 @@ class Aiosmtpd(Server):
 
     def configure(self) -> None:
         (self.directory / "spool").mkdir()
-        packages = CACHE / "aiosmtpd"
+        packages = cache_directory() / "aiosmtpd"
         if not packages.exists():
             command = [sys.executable, "-m", "pip", "install", "--quiet", "--target", packages, "aiosmtpd"]
             if subprocess.run(command, capture_output=True, check=False).returncode != 0:
@@ -323,7 +315,7 @@ class Aiosmtpd(Server):
         return [sys.executable, script, "--port", str(self.port), "--spool", self.directory / "spool", *sink]
 
     def environment(self) -> dict[str, str]:
-        return {**os.environ, "PYTHONPATH": os.fspath(CACHE / "aiosmtpd")}
+        return {**os.environ, "PYTHONPATH": os.fspath(cache_directory() / "aiosmtpd")}
 
     def queued(self) -> int:
         return _files(self.directory / "spool")

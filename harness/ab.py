@@ -10,7 +10,9 @@ import shlex
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
+import msgspec
 from rich.console import Console
 
 from harness import comparing, keeping, plan
@@ -25,13 +27,14 @@ from harness.targets import TargetError
 from harness.targets.choice import MakeTarget, Settings
 from harness.targets.words import from_words, name_of
 from reports.compare import Comparison, Incomparable, Pair, compare
-from reports.record import Finding, RecordError, RunRecord, load
+from reports.record import Finding, QueuedFootprint, RecordError, RunRecord, Tested, load
 from reports.terminal import number
 
 GOOD, BAD, SKIP, USAGE, INTERRUPTED = 0, 1, 125, 128, 130
 WORDS = {GOOD: "GOOD", BAD: "BAD", SKIP: "SKIP"}
 
 Build = MakeTarget | RunRecord
+T = TypeVar("T", Finding, Tested, QueuedFootprint)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +76,7 @@ class Difference:
 
 def difference(a: RunRecord, b: RunRecord) -> Difference:
     """Pure. Raises Incomparable."""
+    a = _called(a, root_role(b))
     comparison = compare(a, b)
     worse = [pair for pair in comparison.of("new", "more") if pair.old is not None or _ruled_out(a, pair.finding)]
     doubts = [reason.replace("the new run", "b", 1) for reason in comparison.reasons]
@@ -81,6 +85,31 @@ def difference(a: RunRecord, b: RunRecord) -> Difference:
             why = "; ".join(a.reasons) or "it stopped before that was judged"
             doubts.append(f"a may have that too ({why}): {pair.finding.message or pair.finding.label}")
     return Difference(comparison, worse, doubts)
+
+
+def root_role(record: RunRecord) -> str:
+    """What the first process of the target is called; empty in a record without a snapshot."""
+    processes = record.doses[-1].snapshot.processes if record.doses else []
+    pids = {process.pid for process in processes}
+    return next((process.role for process in processes if process.ppid not in pids), "")
+
+
+def _called(record: RunRecord, name: str) -> RunRecord:
+    """With its first process called `name`: two builds of one server may be two programs, server-1.0 and server-1.1."""
+    was = root_role(record)
+    if not was or not name or was == name:
+        return record
+
+    def renamed(each: T) -> T:
+        return msgspec.structs.replace(each, role=name) if each.role == was else each
+
+    queued = [renamed(each) for each in record.footprint.queued]
+    return msgspec.structs.replace(
+        record,
+        findings=[renamed(each) for each in record.findings],
+        tested=[renamed(each) for each in record.tested],
+        footprint=msgspec.structs.replace(record.footprint, queued=queued),
+    )
 
 
 def _ruled_out(record: RunRecord, finding: Finding) -> bool:

@@ -35,7 +35,16 @@ from harness.quiescence import Quiescence
 from harness.remote_mx.ledger import LedgerReport, ListenerReport
 from harness.remote_mx.process import RemoteMX, RemoteMXError
 from harness.scenario import Scenario, SessionPlan
-from harness.targets import CountsTraffic, FollowsMail, NamesRoles, Rest, Target, TargetError, TellsWhatItOwes
+from harness.targets import (
+    CountsTraffic,
+    FollowsMail,
+    LosesPatience,
+    NamesRoles,
+    Rest,
+    Target,
+    TargetError,
+    TellsWhatItOwes,
+)
 from harness.targets.cgroup import Cgroup
 from reports.record import (
     Conditions,
@@ -126,6 +135,7 @@ class Experiment:
         self._accepted: set[str] = set()
         self._tallies: list[Tally] = []
         self._ledger = LedgerReport()
+        self._spare = 0  # every so many-th message is accepted, and is no unit; 0: none
         self._rest = Rest()  # after the last portion of a dose
         self._epoch = time.monotonic()
         self._probe_cpu_s = 0.0
@@ -187,6 +197,9 @@ class Experiment:
         cgroup = Cgroup()
         running.callback(cgroup.close)
         running.callback(self._target.stop)
+        if self.scenario.mixed and self.options.refuses is None and isinstance(self._target, LosesPatience):
+            self._spare = self._target.patience
+            self._mx.set_policy(REFUSING, self._refuses)
         self._target.start()
         cgroup.adopt(self._pids())
         if isinstance(self._target, FollowsMail):
@@ -203,7 +216,8 @@ class Experiment:
 
     @property
     def _refuses(self) -> str:
-        return self.scenario.refuses if self.options.refuses is None else self.options.refuses
+        told = self.scenario.refuses if self.options.refuses is None else self.options.refuses
+        return f"{told} spare={self._spare}" if self._spare else told
 
     def _blank(self, began: datetime) -> RunRecord:
         return RunRecord(
@@ -277,14 +291,15 @@ class Experiment:
                 break  # what did not come to rest now will not after the next portion
             if tallies[-1].units < units:
                 break  # somebody wishes to know now
-        dose.units = sum(tally.units for tally in tallies)
-        if not dose.units:  # it was cut short before it had begun
+        given = sum(tally.units for tally in tallies)
+        dose.units = given - given // self._spare if self._spare else given
+        if not given:  # it was cut short before it had begun
             if tallies[-1].last:
                 raise _Over
             self._give(record, step)
             return
         dose.ended = self._clock()
-        rest = self._rest if self._rest.busy else self._quiescence.wait()
+        rest = self._rest if self._rest.busy else self._quiescence.wait(work=given)
         dose.drained_s = self._clock() - dose.ended
         dose.rested = not rest.busy
         dose.snapshot = self._snapshot(rest)
@@ -294,13 +309,14 @@ class Experiment:
         record.doses.append(dose)
         record.work = work_of(self._tallies, LedgerReport(), self._ledger)
         self._measure_promises(record)
-        self._units_done += dose.units
-        self._units_planned -= step.units - dose.units
+        self._units_done += given
+        self._units_planned -= step.units - given
         if self._observer is not None:
             self._observer.rested(record)
         if not dose.rested:
             busy = ", ".join(f"{name} {count}" for name, count in rest.busy.items())
-            text = f"not at rest {self.options.rest_timeout_s:.0f} s after dose {number + 1}: {busy}"
+            waited_s = max(dose.drained_s, self.options.rest_timeout_s)
+            text = f"not at rest {waited_s:.0f} s after dose {number + 1}: {busy}"
             raise Cut(Incident(kind="restless", text=text, at=self._clock(), dose=number))
         self._check_alive()
         if tallies[-1].last:
@@ -336,7 +352,7 @@ class Experiment:
             text = f"{tally.unfinished} sessions of dose {number + 1} ended early{errors}"
             raise Cut(Incident(kind="load", text=text, at=self._clock(), dose=number))
         if self.scenario.portion is not None:
-            self._rest = self._quiescence.wait(polls=1)
+            self._rest = self._quiescence.wait(polls=1, work=units)
         return tally
 
     @contextmanager

@@ -2,12 +2,13 @@
 
 Owns: when a target is at rest. Never: takes a snapshot, judges.
 
-At rest, nothing is busy by the target's own word, the remote MX has no session open, and several looks in a row
-are the same: gauges, backlog, descriptors, threads. A target may also be at rest and say that it is not: a session
-that was never counted down is one for ever. So when nothing that we can see has changed for a while, the kernel and the
-disk are asked. With no connection open beyond those of the rest before, and no envelope on disk, nothing is in flight,
-whatever the gauges say: they are stuck, and the rest tells which. Anything else that lasts until the deadline is
-restlessness. A connection that the other end has closed (CLOSE_WAIT) is in nobody's flight either.
+At rest, nothing is busy by the target's own word, the remote MX has no session open (unless the target keeps them
+open), and several looks in a row are the same: gauges, backlog, descriptors, threads. A target may also be at rest and
+say that it is not: a session that was never counted down is one for ever. So when nothing that we can see has changed
+for a while, the kernel and the disk are asked. With no connection open beyond those of the rest before, and no envelope
+on disk, nothing is in flight, whatever the gauges say: they are stuck, and the rest tells which. Anything else that
+lasts until the deadline is restlessness. A connection that the other end has closed (CLOSE_WAIT) is in nobody's flight
+either.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ from typing import Protocol
 
 from harness.probes import files
 from harness.probes import snapshot as probe
-from harness.targets import Rest, Target
+from harness.targets import KeepsSessions, Rest, Target
 from reports.record import Process
 
 POLL_S = 0.02
 POLLS = 3  # in a row that must look the same
 HURRY_S = 0.25  # between two of a busy target's: it may be waiting for a route that it thinks is bad
+WORK = 100  # units, for which a target may take as long again: one that forks for each message is slow, not restless
 STUCK_S = 2.0  # without any change, before a busy gauge is doubted
 STUCK_AGAIN_S = 0.5  # … in a run where one was stuck before
 OVER = frozenset({"LISTEN", "CLOSE_WAIT", "CLOSE", "LAST_ACK"})  # states of sockets that nothing is awaited of
@@ -67,12 +69,13 @@ class Quiescence:
         """What is held at a rest is no sign of movement at the next."""
         self._known = connections(processes)
 
-    def wait(self, polls: int = POLLS) -> Rest:
+    def wait(self, polls: int = POLLS, *, work: int = 0) -> Rest:
         """Until nothing moves and `polls` looks in a row are the same. The last look is returned: still busy when the
-        time is over; not busy but with stuck gauges when only they say so. Raises TargetError, and what `check_alive`
-        raises.
+        time is over; not busy but with stuck gauges when only they say so. After `work` units the time is longer.
+        Raises TargetError, and what `check_alive` raises.
         """
         began = time.monotonic()
+        timeout_s = self._timeout_s * (1 + work / WORK)
         before: _Look | None = None
         alike, since = 0, began
         while True:
@@ -94,7 +97,7 @@ class Quiescence:
                     self._patience_s = STUCK_AGAIN_S
                     return replace(rest, busy={}, stuck=tuple(name for name in rest.busy if name in rest.gauges))
                 since = time.monotonic()
-            if time.monotonic() > began + self._timeout_s:
+            if time.monotonic() > began + timeout_s:
                 return rest if rest.busy else replace(rest, busy={"descriptors that keep changing": 1})
             self._check_alive()
             time.sleep(POLL_S if polls > 1 else POLL_S / 10)
@@ -106,13 +109,17 @@ class Quiescence:
                 self._target.hurry()
                 self._hurried = time.monotonic()
             return rest if rest.busy else replace(rest, busy={"messages put off": rest.backlog})
-        if not rest.busy and (sessions := self._mx.open_sessions()):
+        if not rest.busy and (sessions := self._sessions()):
             return replace(rest, busy={"sessions at the remote MX": sessions})
         return rest
 
+    def _sessions(self) -> int:
+        """At the remote MX, in which something may yet happen."""
+        return 0 if isinstance(self._target, KeepsSessions) else self._mx.open_sessions()
+
     def _in_flight(self, rest: Rest) -> bool:
         """What the kernel and the disk say."""
-        if self._mx.open_sessions():
+        if self._sessions():
             return True
         spool = self._target.spool
         owed = rest.backlog if spool is None else files.envelopes(files.read(spool).names)

@@ -120,6 +120,7 @@ class Scenario:
     units_per_session: int
     first_dose: int = 20  # units of the first judged dose; the later ones are multiples of it
     refuses: str = ""  # policy text of the refusing remote MX; empty: it accepts
+    mixed: bool = False  # before a target loses patience with so many refusals in a row, the remote MX accepts one
     promises: tuple[Promise, ...] = ()  # without this work the run says nothing
     hold_backlog: bool = False  # the remote MX greets nobody during a dose; so its outbound session is certainly reused
     hurry: bool = False  # what the target puts off is tried again at once, until nothing waits

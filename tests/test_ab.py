@@ -8,11 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 from typer.testing import CliRunner
 
 from harness.ab import BAD, GOOD, SKIP, difference
 from harness.cli import app
-from reports.record import Finding, RunRecord, TargetInfo, Verdict
+from reports.record import Dose, Finding, Process, RunRecord, Snapshot, TargetInfo, Verdict
 from reports.record import Tested as Judged
 
 GREETER = (Path(__file__).parent / "servers" / "greeter.py").read_text()
@@ -75,6 +76,17 @@ CLEAN_MEMORY = Judged("memory", "Python objects", "smtp", "Python objects", "cle
 )
 def test_good_bad_or_not_to_be_told(a: RunRecord, b: RunRecord, status: int) -> None:
     assert difference(a, b).status == status
+
+
+def test_two_programs_of_different_names_are_one_server() -> None:
+    a, b = record("leak", PIPE), record("leak", PIPE)
+    for each, role in ((a, "server-1.0"), (b, "server-1.1")):
+        each.findings = [replace(PIPE, role=role), replace(PIPE, role="worker")]
+        processes = [Process(2, 0, "worker", ppid=1), Process(1, 0, role, ppid=0)]
+        each.doses = [Dose(snapshot=Snapshot(processes=processes))]
+    found = difference(a, b)
+    assert [pair.change for pair in found.comparison.findings] == ["same", "same"]
+    assert found.status == GOOD
 
 
 # ---- real builds

@@ -114,6 +114,17 @@ def test_doses_are_exact_and_every_accepted_message_is_accounted_for(tmp_path: P
     assert record.load.failures == 0
 
 
+def test_a_target_that_loses_patience_is_spared_and_doses_count_what_was_refused(tmp_path: Path) -> None:
+    run = Run(tmp_path, rejected(), Options(profile=COUNTS))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Embedded, "patience", 10, raising=False)
+        record = run()
+    assert record.conditions.refuses == "rcpt=550 spare=10"
+    assert [dose.units for dose in record.doses] == [dose.work.refused_messages for dose in record.doses]
+    assert [dose.units for dose in record.doses] == [18, 18, 36, 72]
+    assert (record.work.bounced, record.work.delivered, record.work.accepted) == (144, 16, 160)
+
+
 def test_the_same_seed_submits_the_same_mail(tmp_path: Path) -> None:
     small = Profile("small", warm_up=(1,), counts=(1,), rounds=0, stop_at_count_finding=True)
     runs = []

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -53,9 +54,20 @@ class Told:
         return []
 
 
-class NoSessions:
+class Keeping(Told):
+    """It leaves its sessions to the remote MX open."""
+
+    keepalive_s = 60.0
+
+
+@dataclass(frozen=True)
+class Sessions:
+    """Of the remote MX."""
+
+    number: int = 0
+
     def open_sessions(self) -> int:
-        return 0
+        return self.number
 
 
 def busy(**gauges: int) -> Rest:
@@ -63,8 +75,8 @@ def busy(**gauges: int) -> Rest:
     return Rest({name: value for name, value in counters.items() if value}, 0, counters, GAUGES)
 
 
-def waiting(target: Told, *, hurry: bool = False) -> Quiescence:
-    return Quiescence(target, NoSessions(), hurry=hurry, timeout_s=TIMEOUT_S, check_alive=lambda: None)
+def waiting(target: Told, *, hurry: bool = False, sessions: int = 0) -> Quiescence:
+    return Quiescence(target, Sessions(sessions), hurry=hurry, timeout_s=TIMEOUT_S, check_alive=lambda: None)
 
 
 @pytest.fixture(autouse=True)
@@ -97,6 +109,12 @@ def idle() -> Iterator[int]:
 def test_three_looks_that_are_the_same_are_rest(idle: int) -> None:
     rest = waiting(Told(idle, busy(smtp_session=2), busy(smtp_session=1), busy())).wait()
     assert (rest.busy, rest.stuck) == ({}, ())
+
+
+def test_a_session_at_the_remote_mx_is_movement_unless_the_target_keeps_it(idle: int) -> None:
+    assert waiting(Told(idle, busy()), sessions=1).wait().busy == {"sessions at the remote MX": 1}
+    assert waiting(Keeping(idle, busy()), sessions=1).wait().busy == {}
+    assert waiting(Keeping(idle, busy(smtp_session=1)), sessions=1).wait().stuck == ("smtp.session",)
 
 
 def test_a_gauge_that_is_busy_while_nothing_moves_is_stuck(idle: int) -> None:

@@ -10,8 +10,9 @@ Rules stand between blanks or commas. Each is PHASE[@DOMAIN]=ACTION[/N]:
 
 Rules with a domain are asked before those without, otherwise in the order written; the first whose turn it is decides,
 and where none does, the answer is yes. `ehlo` is about EHLO only, so that 5xx makes a client fall back to HELO.
-Two more settings are about a session: `messages=N` closes it without a word when its N-th transaction is over, and
-`quit-after=N` answers 421 to the MAIL that comes after N transactions.
+Three more settings: `messages=N` closes a session without a word when its N-th transaction is over; `quit-after=N`
+answers 421 to the MAIL that comes after N transactions; and `spare=N` accepts every N-th transaction, counted over all
+sessions, whatever the rules say, so that a client which gives up after so many refusals in a row goes on.
 
 Pure: no clock, no sockets, no randomness. The same questions in the same order get the same answers.
 """
@@ -31,7 +32,7 @@ _WITH_DOMAIN: tuple[Phase, ...] = ("mail", "rcpt", "data", "end")
 _RULE = re.compile(
     r"(?P<phase>[a-z]+)(?:@(?P<domain>[^=@/]+))?=(?P<action>[a-z0-9]+)(?::(?P<seconds>[0-9.]+))?(?:/(?P<every>\d+))?"
 )
-_SETTING = re.compile(r"(messages|quit-after)=(.*)")
+_SETTING = re.compile(r"(messages|quit-after|spare)=(.*)")
 _SYNTAX = "a rule is PHASE[@DOMAIN]=ACTION[/N], as rcpt=550, mail=451/3 or end@slow.test=stall:2"
 
 
@@ -77,6 +78,7 @@ class Policy:
     rules: tuple[Rule, ...] = ()
     messages: int | None = None  # transactions, after which the session is closed
     quit_after: int | None = None  # transactions, after which MAIL is answered 421
+    spare: int | None = None  # every so many-th transaction is accepted
 
     @classmethod
     def parse(cls, text: str) -> Policy:
@@ -92,7 +94,7 @@ class Policy:
             if name in settings:
                 raise PolicyError(f"{word}: {name} is given twice")
             settings[name] = _count(word, value)
-        return cls(tuple(rules), settings.get("messages"), settings.get("quit-after"))
+        return cls(tuple(rules), settings.get("messages"), settings.get("quit-after"), settings.get("spare"))
 
     def __str__(self) -> str:
         words = [str(rule) for rule in self.rules]
@@ -100,6 +102,8 @@ class Policy:
             words.append(f"messages={self.messages}")
         if self.quit_after is not None:
             words.append(f"quit-after={self.quit_after}")
+        if self.spare is not None:
+            words.append(f"spare={self.spare}")
         return " ".join(words)
 
 
@@ -110,6 +114,12 @@ class Decisions:
         self.policy = policy
         self._rules = sorted(policy.rules, key=lambda rule: not rule.domain)
         self._met = [0] * len(self._rules)
+        self._transactions = 0
+
+    def spares(self) -> bool:
+        """Whether the transaction that begins now is accepted, so that its rules need not be asked."""
+        self._transactions += 1
+        return self.policy.spare is not None and self._transactions % self.policy.spare == 0
 
     def decide(self, phase: Phase, domains: Collection[str] = ()) -> Action:
         """What to do now. `domains` in small letters. A rule is met when it is asked and is about this."""

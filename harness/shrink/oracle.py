@@ -24,7 +24,7 @@ from types import TracebackType
 from typing import Self
 
 from harness.detectors.identities import Key, held
-from harness.experiment import DEATH_POLL_S, DEATH_SHOWS_S, HOME, REFUSING
+from harness.experiment import DEATH_POLL_S, DEATH_SHOWS_S, HOME, REFUSING, REST_TIMEOUT_S
 from harness.load import session
 from harness.load.tally import Ticket
 from harness.probes import snapshot as probe
@@ -42,7 +42,6 @@ MOST_HELD = 150  # then the target is started again: it has a limit of descripto
 MOST_REPETITIONS = 1000
 ENDINGS = frozenset({"died", "restless"})  # findings that end a run, and a test
 SESSION_TIMEOUT_S = 4.0  # beside its pauses: a client may wait for an answer that nobody owes
-REST_TIMEOUT_S = 10.0
 COUNTED = frozenset({"descriptor", "socket", "process", "thread", "task", "file"})
 OBJECTS = "python objects"
 

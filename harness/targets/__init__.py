@@ -88,6 +88,24 @@ class TellsWhatItOwes(Protocol):
 
 
 @runtime_checkable
+class LosesPatience(Protocol):
+    """A target that ends an outbound session when the remote MX refuses too many messages in a row."""
+
+    @property
+    def patience(self) -> int:
+        """So many."""
+
+
+@runtime_checkable
+class KeepsSessions(Protocol):
+    """A target whose sessions to the remote MX stay open while there is nothing to send: they are no sign of work."""
+
+    @property
+    def keepalive_s(self) -> float:
+        """So long."""
+
+
+@runtime_checkable
 class CountsTraffic(Protocol):
     """A target whose processes count what they send each other."""
 

@@ -20,11 +20,13 @@ TARGETS = {
     "attach": "a server that runs already, untouched: --attach PID, :PORT or UNIT.service",
     "command": "any server: --command 'PROGRAM … {port}', or --server NAME, or --server FILE.toml that describes it",
     "postfix": "Debian's Postfix, unpacked and not installed; needs root and, the first time, a network",
+    "opensmtpd": "Debian's OpenSMTPD, the same way",
+    "exim": "Debian's Exim, the same way",
 }
 DEFAULT = "embedded"
 LOOPBACK = "127.0.0.1"
 WITH_ADDRESS = ("embedded", "attach")  # that can take mail elsewhere
-WITH_BINARY = ("postfix",)  # started from their own programs, Debian's or those that --binary says
+WITH_BINARY = ("postfix", "opensmtpd", "exim")  # started from their own programs, Debian's or those that --binary says
 MEANT = {"attach": "attach", "command": "command", "server": "command"}  # settings that say which target is meant
 
 
@@ -106,6 +108,20 @@ def _postfix(settings: Settings) -> MakeTarget:
     )
 
 
+def _opensmtpd(settings: Settings) -> MakeTarget:
+    from harness.targets.opensmtpd import OpenSMTPD, program
+
+    _only_relays("opensmtpd", settings)
+    return partial(OpenSMTPD, program=program(settings.binary), port=settings.port, nofile=settings.nofile)
+
+
+def _exim(settings: Settings) -> MakeTarget:
+    from harness.targets.exim import Exim, program
+
+    _only_relays("exim", settings)
+    return partial(Exim, program=program(settings.binary), port=settings.port, nofile=settings.nofile)
+
+
 def _command(settings: Settings) -> MakeTarget:
     from harness.targets import description
     from harness.targets.command import Command, unpacked
@@ -162,4 +178,6 @@ _MAKERS: dict[str, Callable[[Settings], MakeTarget]] = {
     "attach": _attach,
     "command": _command,
     "postfix": _postfix,
+    "opensmtpd": _opensmtpd,
+    "exim": _exim,
 }

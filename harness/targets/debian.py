@@ -21,6 +21,7 @@ from pathlib import Path
 from harness.cache import cache_directory
 
 TIMEOUT_S = 300.0
+DEPTH = 3  # libraries of libraries of libraries
 _MISSING = re.compile(r"^\s*(\S+) => not found$", re.MULTILINE)
 
 
@@ -71,12 +72,17 @@ def _fetch(packages: Sequence[str], tree: Path) -> None:
     for package in packages:
         _download(package, downloads)
     _unpack_all(downloads, files)
-    if missing := _missing_libraries(files):
-        for dependency in {dependency for package in packages for dependency in _dependencies(package)}:
-            _download(dependency, downloads)
+    wanted = list(packages)
+    for _ in range(DEPTH):
+        if not _missing_libraries(files):
+            break
+        libraries = dict.fromkeys(library for name in wanted for library in _dependencies(name))
+        wanted = [library for library in libraries if not _is_installed(library)]
+        for library in wanted:
+            _download(library, downloads)
         _unpack_all(downloads, files)
-        if still := _missing_libraries(files):
-            raise Unavailable(f"{packages[0]}: lacks {', '.join(sorted(still & missing))}; install what it depends on")
+    if missing := _missing_libraries(files):
+        raise Unavailable(f"{packages[0]}: lacks {', '.join(sorted(missing))}; install what it depends on")
     files.rename(tree)
     shutil.rmtree(parts)
 
@@ -103,6 +109,11 @@ def _dependencies(package: str) -> list[str]:
     done = _run(["apt-cache", "depends", "--no-recommends", "--no-suggests", package], Path("/"))
     found = re.findall(r"^\s*Depends: ([a-z0-9][a-z0-9+.-]*)$", done.stdout, re.MULTILINE)
     return [name for name in found if name.startswith("lib")]
+
+
+def _is_installed(package: str) -> bool:
+    done = _run(["dpkg-query", "--show", "--showformat", "${db:Status-Status}", package], Path("/"))
+    return done.stdout == "installed"
 
 
 def _missing_libraries(files: Path) -> set[str]:

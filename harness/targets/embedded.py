@@ -19,7 +19,7 @@ import psutil
 
 from harness import agent
 from harness.remote_dns import DnsServer
-from harness.targets import Rest, TargetError
+from harness.targets import Rest, TargetError, smtpctl
 from harness.targets.facilities import facilities
 from harness.targets.operator import OPERATIONS
 from mta_under_test.ipc.client import ControlClient, ControlError
@@ -202,9 +202,7 @@ class Embedded:
                 self._gauges = self._control.gauges()
         except ControlError as error:
             raise TargetError(str(error)) from error
-        busy = {name: counters[name] for name in BUSY if counters[name]}
-        waiting = counters["scheduler.envelope"] - counters["scheduler.envelope.inflight"]
-        return Rest(busy, max(0, waiting), counters, self._gauges)
+        return smtpctl.rest(counters, BUSY, self._gauges)
 
     def counters(self) -> dict[str, int]:
         """What it says of itself, as `smtpctl show stats` prints it. Raises TargetError."""

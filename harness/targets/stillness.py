@@ -23,10 +23,10 @@ class Stillness:
         self._moved = 0.0
 
     def busy(self) -> dict[str, int]:
-        """What still moves, by name; empty at rest."""
-        self._arrivals.look()
+        """What still moves, by name; empty at rest. Clients that came and went since the last look have moved it."""
+        came = self._arrivals.look()
         now = (probe.quiet(processes.tree(self._pid)), self._arrivals.open)
-        if now != self._seen:
+        if came or now != self._seen:
             self._seen, self._moved = now, time.monotonic()
         if self._arrivals.open:
             return {"clients connected": self._arrivals.open}

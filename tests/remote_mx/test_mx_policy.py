@@ -20,7 +20,7 @@ rules = st.one_of(
     st.builds(Rule, st.sampled_from(PHASES[2:]), actions, st.sampled_from(["a.test", "b-c.test"]), st.integers(1, 50)),
 )
 counts = st.none() | st.integers(1, 1000)
-policies = st.builds(Policy, st.lists(rules, max_size=6).map(tuple), counts, counts)
+policies = st.builds(Policy, st.lists(rules, max_size=6).map(tuple), counts, counts, counts)
 
 
 @settings(deadline=None)
@@ -55,6 +55,7 @@ def test_any_other_text_is_an_error_that_names_it(text: str) -> None:
         ("connect@a.test=554", "connect@a.test=554: connect knows no domain yet; mail, rcpt, data, end do"),
         ("messages=none", "messages=none: 'none' is not a number from 1"),
         ("messages=1 messages=2", "messages=2: messages is given twice"),
+        ("spare=many", "spare=many: 'many' is not a number from 1"),
         ("quit-after=0", "'0' is not a number from 1"),
     ],
 )
@@ -90,6 +91,12 @@ def test_a_rule_with_a_domain_goes_first_wherever_it_stands() -> None:
 def test_a_rule_whose_turn_it_is_not_leaves_the_decision_to_the_next() -> None:
     asked: list[tuple[Phase, str]] = [("rcpt", "a.test")] * 4
     assert kinds("rcpt=450/2 rcpt=550", *asked) == ["550", "450", "550", "450"]
+
+
+def test_every_third_transaction_is_spared_and_without_a_number_none() -> None:
+    decisions = Decisions(Policy.parse("rcpt=550 spare=3"))
+    assert [decisions.spares() for _ in range(7)] == [False, False, True] * 2 + [False]
+    assert not any(Decisions(Policy.parse("rcpt=550")).spares() for _ in range(10))
 
 
 @settings(deadline=None)

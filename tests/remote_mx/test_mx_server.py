@@ -112,6 +112,39 @@ def test_every_third_recipient_over_all_sessions() -> None:
         assert totals(mx).refused_recipients == 3
 
 
+def test_every_third_transaction_is_accepted_whole_and_in_whichever_session() -> None:
+    with serving("mail=450/2 rcpt=550 data=554 end=554 spare=3") as mx:
+        for number in range(1, 7):
+            with connect(mx) as client:
+                if number % 3 == 0:
+                    assert client.sendmail("a@b.test", ["c@d.test", "e@d.test"], message(number)) == {}
+                else:
+                    with pytest.raises((smtplib.SMTPSenderRefused, smtplib.SMTPRecipientsRefused)):
+                        client.sendmail("a@b.test", ["c@d.test"], message(number))
+        assert mx.ledger().delivered.keys() == {"3@load", "6@load"}
+        assert (totals(mx).accepted, totals(mx).refused_messages) == (2, 4)
+
+
+def test_who_writes_the_dot_apart_does_not_wait_for_the_kernel() -> None:
+    with serving("") as mx, raw(mx) as client:
+        lines = client.makefile("rb")
+        for command in ("", "EHLO client.test\r\n", "MAIL FROM:<a@b.test>\r\n", "RCPT TO:<c@d.test>\r\n"):
+            client.sendall(command.encode())
+            while lines.readline()[3:4] == b"-":
+                continue
+        began = time.monotonic()
+        for number in range(10):
+            if number:
+                client.sendall(b"MAIL FROM:<a@b.test>\r\nRCPT TO:<c@d.test>\r\n")
+                assert [lines.readline()[:3] for _ in range(2)] == [b"250"] * 2
+            client.sendall(b"DATA\r\n")
+            assert lines.readline()[:3] == b"354"
+            client.sendall(b"Subject: two pieces\r\n\r\n")
+            client.sendall(b".\r\n")
+            assert lines.readline()[:3] == b"250"
+        assert time.monotonic() - began < 10 * 0.04, "the kernel's delay of an acknowledgement"
+
+
 def test_a_domain_of_its_own() -> None:
     with serving("rcpt@refused.test=550 end@slow.test=451") as mx, connect(mx) as client:
         assert client.sendmail("a@b.test", ["c@Refused.test", "c@ok.test"], message(1)).keys() == {"c@Refused.test"}

@@ -5,9 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import smtplib
-import subprocess
-import sys
-import tempfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -16,6 +13,7 @@ import psutil
 import pytest
 
 from harness import scenario as scenarios
+from harness.agent import native
 from harness.experiment import Experiment, Options
 from harness.plan import Profile
 from harness.probes.snapshot import take_snapshot
@@ -24,8 +22,10 @@ from harness.targets import TargetError
 from harness.targets.choice import Settings, choose
 from harness.targets.postfix import Postfix
 from harness.targets.postfix_tree import Programs
+from harness.tracing.choice import Tracing
 from tests.debian import unpacked
-from tests.probes.probed import line, until
+from tests.probes.probed import until
+from tests.targets.foreign import check_that_it_ends_with_its_harness, family_of, submit
 
 COUNTS = Profile("counts", (1, 1), (1, 2, 4, 8), 0, stop_at_count_finding=True)
 
@@ -38,31 +38,11 @@ def tree() -> Path:
 
 
 @pytest.fixture
-def scratch(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Where temporary directories are made meanwhile; Postfix's user must be able to pass it."""
-    with tempfile.TemporaryDirectory(prefix="sb-") as name:
-        Path(name).chmod(0o711)
-        monkeypatch.setattr(tempfile, "tempdir", name)
-        yield Path(name)
-
-
-@pytest.fixture
-def mx() -> Iterator[RemoteMX]:
-    with RemoteMX({"refusing": "", "home": ""}) as server:
-        yield server
-
-
-@pytest.fixture
 def target(tree: Path, tmp_path: Path, scratch: Path, mx: RemoteMX) -> Iterator[Postfix]:
     postfix = Postfix(tmp_path, mx.ports, programs=Programs.unpacked(tree))
     postfix.start()
     yield postfix
     postfix.stop()
-
-
-def submit(target: Postfix, message_id: str, recipient: str) -> None:
-    with smtplib.SMTP(*target.address, local_hostname="client.test", timeout=20) as client:
-        client.sendmail("a@sender.test", [recipient], f"Message-ID: <{message_id}>\r\n\r\nhello\r\n")
 
 
 def roles(target: Postfix) -> set[str]:
@@ -113,7 +93,7 @@ def test_a_service_that_dies_is_told_with_its_signal(target: Postfix) -> None:
 
 def test_it_stops_and_leaves_nothing_behind(target: Postfix, scratch: Path) -> None:
     submit(target, "1@sender.test", "x@accepted.test")
-    family = [psutil.Process(target.root_pid), *psutil.Process(target.root_pid).children(recursive=True)]
+    family = family_of(target.root_pid)
     target.stop()
     assert psutil.wait_procs(family, timeout=10)[1] == []
     assert list(scratch.iterdir()) == []
@@ -122,21 +102,7 @@ def test_it_stops_and_leaves_nothing_behind(target: Postfix, scratch: Path) -> N
 
 
 def test_a_harness_that_is_killed_leaves_no_server_behind(tree: Path, tmp_path: Path, scratch: Path) -> None:
-    script = (
-        "import sys, time; from pathlib import Path; from harness.targets.postfix import Postfix\n"
-        "from harness.targets.postfix_tree import Programs\n"
-        "programs = Programs.unpacked(Path(sys.argv[2]))\n"
-        "target = Postfix(Path(sys.argv[1]), {'refusing': 2, 'home': 2}, programs=programs)\n"
-        "target.start(); print(target.root_pid, flush=True); time.sleep(60)"
-    )
-    command = [sys.executable, "-c", script, str(tmp_path), str(tree)]
-    environment = {**os.environ, "TMPDIR": str(scratch)}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as harness:
-        master = psutil.Process(int(line(harness)))
-        family = [master, *master.children(recursive=True)]
-        harness.kill()
-    assert psutil.wait_procs(family, timeout=10)[1] == []
-    until(lambda: list(scratch.iterdir()) == [], "its directory goes too")
+    check_that_it_ends_with_its_harness("postfix", tmp_path, scratch)
 
 
 def test_it_runs_from_where_it_is_installed(tree: Path, tmp_path: Path, scratch: Path, mx: RemoteMX) -> None:
@@ -177,3 +143,24 @@ def test_a_run_does_its_work_and_is_clean(tree: Path, tmp_path: Path, scratch: P
     if name == "rejected-reuse":
         assert record.work.refused_messages == record.work.accepted == record.work.bounced >= 300
         assert record.work.messages_per_session_out >= 20
+
+
+def test_its_services_take_the_meter_and_the_tracker(tree: Path, tmp_path: Path, scratch: Path, mx: RemoteMX) -> None:
+    if why := native.missing():
+        pytest.skip(f"needs a C compiler: {why}")
+    postfix = Postfix(tmp_path, mx.ports, programs=Programs.unpacked(tree), traced=True)
+    postfix.start()
+    try:
+        with Tracing(postfix.root_pid, postfix.agent_directory) as tracing:
+            submit(postfix, "traced@test", "user@accepted.test")
+            until(lambda: not postfix.rest().busy, "rest")
+            snapshot = take_snapshot(postfix.root_pid, agent_dir=postfix.agent_directory)
+            assert all(process.memory.heap for process in snapshot.processes)
+            traces = tracing.traces(snapshot.processes)
+            assert tracing.told_by(list(traces)) == "the LD_PRELOAD tracker"
+            (smtpd, *_) = (process for process in snapshot.processes if process.role == "smtpd")
+            watched = [each.fd for each in smtpd.descriptors if each.kind == "eventpoll"]
+            made = {function for fd in watched for _, _, function in traces[smtpd.pid].open[fd].stack}
+            assert "single_server_main" in made  # libpostfix-master's, by its symbol table
+    finally:
+        postfix.stop()
