@@ -183,11 +183,12 @@ class OpenSMTPD:
             raise TargetError(f"opensmtpd: nobody here can {operation!r}; there is: {known}")
 
     def deaths(self) -> list[Incident]:
-        """The parent's: it ends when any of its processes does, and tells whose socket it saw closed first."""
+        """The parent's: it ends when any of its processes does."""
         if self._daemon is None or self._stopping or not (how := self._daemon.ended()):
             return []
-        text = f"smtpd {how}{last_words(self.log_path)}"
-        return [Incident(kind="died", text=text, role="smtpd", pid=self._daemon.pid)]
+        role, text = culprit(self.log_path.read_text(errors="replace"))
+        text = text or f"smtpd {how}{last_words(self.log_path)}"
+        return [Incident(kind="died", text=text, role=role or "smtpd", pid=self._daemon.pid)]
 
     def _ask(self, *words: str) -> str:
         """Of smtpctl(8), which wants to be setgid to the queue's group. Raises TargetError."""
@@ -199,6 +200,12 @@ class OpenSMTPD:
         if done.returncode:
             raise TargetError(f"smtpctl {' '.join(words)}: {(done.stderr or done.stdout).strip()}")
         return done.stdout
+
+
+def culprit(log: str) -> tuple[str, str]:
+    """The process that gave up, and what it said; empty where one was killed: others then tell of closed sockets."""
+    found = re.search(r"^(\S+): exiting: (.+)$", log, re.MULTILINE)
+    return (found[1], f"{found[1]} died: {found[2]}") if found else ("", "")
 
 
 def program(binary: Path | None) -> Program:

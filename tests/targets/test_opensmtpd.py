@@ -19,7 +19,7 @@ from harness.probes.snapshot import take_snapshot
 from harness.remote_mx.process import RemoteMX
 from harness.targets import TargetError
 from harness.targets.choice import Settings, choose
-from harness.targets.opensmtpd import OpenSMTPD
+from harness.targets.opensmtpd import OpenSMTPD, culprit
 from harness.targets.places import Program
 from tests.probes.probed import until
 from tests.targets.foreign import check_that_it_ends_with_its_harness, family_of, program_of, submit
@@ -96,6 +96,16 @@ def test_a_process_that_dies_takes_the_others_along_and_that_is_told(target: Ope
     assert (death.role, death.pid) == ("smtpd", target.root_pid)
     assert death.text.startswith("smtpd ended with status 1: ")
     assert death.text.endswith(" socket closed")
+
+
+def test_a_process_that_gives_up_is_told_with_its_reason() -> None:
+    log = (
+        "warn: control -> client: imsg_read: Connection reset by peer\n"
+        "control: exiting: Connection reset by peer\n"
+        "smtpd: process queue socket closed\n"
+    )
+    assert culprit(log) == ("control", "control died: Connection reset by peer")
+    assert culprit("smtpd: process queue socket closed\n") == ("", "")
 
 
 def test_the_system_does_not_notice_and_nothing_is_left(target: OpenSMTPD, scratch: Path) -> None:
