@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from random import Random
 
-from harness.load import locust_user
+from harness.locust_plugin import locust_user
 from harness.scenario import UNROUTED_DOMAIN, Scenario, SessionPlan
 from harness.steps import EHLO, GREETING, mail, rcpt
 from reports.record import Promise
