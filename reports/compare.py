@@ -122,7 +122,7 @@ def _costs(old: RunRecord, new: RunRecord) -> Iterator[Cost]:
     queued = {(each.role, each.metric): each for each in old.footprint.queued}
     for now in new.footprint.queued:
         if (then := queued.get((now.role, now.metric))) is not None:
-            noun = "bytes" if now.metric == "private dirty" else "objects"
+            noun = "objects" if now.metric == "python objects" else "bytes"
             grown = is_more(now.each, now.low, max(0.0, then.each), max(0.0, then.high))
             yield Cost(f"{now.role}, {now.metric}", then.each, now.each, f"{noun} for each queued envelope", grown)
     traffic = {(each.sender, each.receiver, each.kind): each.bytes_each for each in old.footprint.traffic}

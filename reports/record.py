@@ -189,7 +189,7 @@ class QueuedFootprint(msgspec.Struct):
     """What one queued envelope costs a role, with a 95 % interval from low to high."""
 
     role: str
-    metric: str  # "private dirty" (bytes) or "python objects"
+    metric: str  # "python objects"; or, in bytes, "heap", "private dirty" or "anonymous"
     each: float
     low: float = 0.0
     high: float = 0.0

@@ -25,7 +25,12 @@ MAX_EXAMPLES = 3
 MAX_DOSES = 7  # that fit beside each other
 COLOURS = {"leak": "bold red", "clean": "bold green", "inconclusive": "bold yellow"}
 NOT_KEPT = frozenset({"died", "lost", "duplicated", "restless", "footprint"})  # findings that are failures, not leaks
-NOUNS = {"python objects": "Python objects", "heap": "bytes of heap", "private dirty": "bytes of private memory"}
+NOUNS = {
+    "python objects": "Python objects",
+    "heap": "bytes of heap",
+    "private dirty": "bytes of private memory",
+    "anonymous": "bytes of anonymous memory",
+}
 METER = "heap meter"  # in `TargetInfo.loaded`
 FATES = ("delivered", "bounced", "queued", "lost", "duplicated")
 

@@ -22,6 +22,10 @@ than a Poisson count, with a standard error of sqrt(n). An accusation must hold 
 Without this, cleanup(8) of Postfix, whose heap settles by a page here and there (2 pages in one round, 7 in the next; 2
 bytes a message in the long run), is taken for a leak of 22 bytes a message.
 
+How much of a process is private depends on who else has it still: a page that it shares with a child which it forked
+becomes its own again when the child ends. So where processes came or went between two rests, anonymous memory takes the
+place of private memory; it counts such a page all the time.
+
 Of a role with several processes (prefork) those are judged that were there at every rest, if at every rest they were at
 least half of the role: a process that begins brings its memory along, one that ends takes it away, and neither is
 growth with the work. Else the role is not judged, which spoils nothing; only one process that took the place of one
@@ -72,6 +76,8 @@ class Metric:
 OBJECTS = Metric("python objects", "Python objects", "Python objects", 0.02, 1)
 HEAP = Metric("heap", "heap in use", "bytes of heap", 16.0, 16)
 PRIVATE_DIRTY = Metric("private dirty", "private memory", "bytes of private memory", 16.0, 4096)
+ANONYMOUS = Metric("anonymous", "anonymous memory", "bytes of anonymous memory", 16.0, 4096)
+IN_PAGES = (PRIVATE_DIRTY, ANONYMOUS)
 
 
 @dataclass(frozen=True)
@@ -118,11 +124,12 @@ def judge(record: RunRecord) -> Judged:
     levels: list[Level] = []
     beside: list[Level] = []
     tested: list[Tested] = []
+    pages = _pages(rounds)
     for role in sorted({process.role for dose in _doses(rounds) for process in _living(dose)}):
-        level = _level(role, rounds)
+        level = _level(role, rounds, pages)
         if isinstance(level, Level):
             levels.append(level)
-            beside += _beside(level, rounds)
+            beside += _beside(level, rounds, pages)
         else:
             tested.append(
                 Tested(
@@ -171,7 +178,13 @@ def finished_rounds(record: RunRecord) -> list[list[Dose]]:
     return [doses for _, doses in sorted(by_round.items()) if len(doses) >= DOSES_PER_ROUND]
 
 
-def _level(role: str, rounds: Sequence[Sequence[Dose]]) -> Level | str:
+def _pages(rounds: Sequence[Sequence[Dose]]) -> Metric:
+    """The one that is steady from outside."""
+    lives = {frozenset(_identity(process) for process in _living(dose)) for dose in _doses(rounds)}
+    return PRIVATE_DIRTY if len(lives) == 1 else ANONYMOUS
+
+
+def _level(role: str, rounds: Sequence[Sequence[Dose]], pages: Metric) -> Level | str:
     """The role's series, or why it has none."""
     doses = _doses(rounds)
     rests = [[process for process in _living(dose) if process.role == role] for dose in doses]
@@ -188,7 +201,7 @@ def _level(role: str, rounds: Sequence[Sequence[Dose]]) -> Level | str:
         return f"its process changed from pid {before[0]} to {after[0]} between two doses"
     if len(stayed) < max(map(len, identities)) * LEAST_STAYED or not stayed:
         return COMES_AND_GOES
-    metric = _metric([process for processes in rests for process in processes if _identity(process) in stayed])
+    metric = _metric([process for processes in rests for process in processes if _identity(process) in stayed], pages)
     if metric is None:
         return "it could not be read from outside, and no agent answered: run as the target's user or as root"
     values = [
@@ -198,9 +211,9 @@ def _level(role: str, rounds: Sequence[Sequence[Dose]]) -> Level | str:
     return Level(role, sorted(pid for pid, _ in stayed), metric, values, len(lives - stayed))
 
 
-def _beside(level: Level, rounds: Sequence[Sequence[Dose]]) -> list[Level]:
+def _beside(level: Level, rounds: Sequence[Sequence[Dose]], pages: Metric) -> list[Level]:
     """What the role's own metric does not see, where it can be read at every rest."""
-    beside = {OBJECTS: HEAP, HEAP: PRIVATE_DIRTY}.get(level.metric)
+    beside = {OBJECTS: HEAP, HEAP: pages}.get(level.metric)
     if beside is None:
         return []
     values = [
@@ -221,14 +234,14 @@ def _living(dose: Dose) -> list[Process]:
     return [process for process in dose.snapshot.processes if process.state != "Z"]
 
 
-def _metric(readings: Sequence[Process]) -> Metric | None:
+def _metric(readings: Sequence[Process], pages: Metric) -> Metric | None:
     """The quietest metric that every reading has. Under PYTHONMALLOC=malloc the number of blocks is always 0."""
     if all(process.agent is not None and process.agent.blocks > 0 for process in readings):
         return OBJECTS
     if all(process.memory.heap is not None for process in readings):
         return HEAP
-    if all(process.memory.private_dirty > 0 for process in readings):
-        return PRIVATE_DIRTY
+    if all(process.memory.private_dirty > 0 and _reading(process, pages) > 0 for process in readings):
+        return pages
     return None
 
 
@@ -238,7 +251,7 @@ def _reading(process: Process, metric: Metric) -> float:
         return agent.blocks if agent is not None else 0
     if metric is HEAP:
         return (agent.heap if agent is not None else 0) or memory.heap or 0
-    return memory.private_dirty
+    return memory.anonymous if metric is ANONYMOUS else memory.private_dirty
 
 
 def _identity(process: Process) -> tuple[int, int]:
@@ -296,7 +309,7 @@ def _decide(level: Level, work: Sequence[Sequence[float]], alpha: float, roles: 
 
 def _error_of_pages(level: Level, work: Sequence[Sequence[float]], number: int) -> float:
     """The standard error of a round's slope, if its new pages came by chance; 0 for what does not come in pages."""
-    if level.metric is not PRIVATE_DIRTY:
+    if level.metric not in IN_PAGES:
         return 0.0
     done, values = work[number], level.values[number]
     pages = max(0.0, values[-1] - values[0]) / level.metric.step
@@ -306,7 +319,7 @@ def _error_of_pages(level: Level, work: Sequence[Sequence[float]], number: int) 
 def _visible(metric: Metric, done: Sequence[float], found: Slope, quantiles: float) -> float:
     """The smallest growth that is `quantiles` standard errors above the least that matters, and sure by its pages."""
     visible = metric.least + quantiles * found.error
-    if metric is not PRIVATE_DIRTY:
+    if metric not in IN_PAGES:
         return visible
     # v - least = surely * sqrt(v * step / work), solved for sqrt(v).
     surely = (PAGES_SURE + POWER_SURE) * math.sqrt(metric.step / (done[-1] - done[0]))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from harness.detectors import growth
 from harness.detectors.slopes import slope, without_largest_step
-from reports.record import RunRecord
+from reports.record import Memory, RunRecord
 
 UNITS = (50, 100, 200, 400, 800)
 WORK = cumulative(UNITS)
@@ -228,6 +228,26 @@ def test_workers_that_recycle_are_not_judged_and_spoil_nothing() -> None:
     judged = growth.judge(record)
     assert [each.reason for each in judged.tested] == [growth.COMES_AND_GOES]
     assert judged.reasons == []
+
+
+@pytest.mark.parametrize(("leak", "verdict"), [(0.0, "clean"), (256.0, "leak")])
+def test_a_parent_whose_children_end_is_judged_by_memory_that_does_not_depend_on_them(
+    leak: float, verdict: str
+) -> None:
+    """Private memory of qpsmtpd's parent swings by 40 pages as its children come and go; anonymous memory is steady."""
+    units = (50, 100, 200)
+    random = np.random.default_rng(2)
+    record = memory_record({"parent": noise(random, 48, scale=160_000), "child": np.zeros(48)}, units)
+    for number, (dose, work) in enumerate(zip(record.doses, cumulative(units), strict=True)):
+        parent, child = dose.snapshot.processes
+        child.started += number // 4
+        anonymous = 18_000_000 + int(leak * work) // 4096 * 4096
+        parent.memory = Memory(private_dirty=parent.memory.private_dirty, anonymous=anonymous)
+    (parent_tested,) = (each for each in growth.judge(record).tested if each.role == "parent")
+    assert (parent_tested.metric, parent_tested.verdict) == ("anonymous", verdict)
+    for dose in record.doses:
+        dose.snapshot.processes[1].started = 1  # with children that stay, it is private memory again
+    assert "private dirty" in {each.metric for each in growth.judge(record).tested if each.role == "parent"}
 
 
 def test_memory_that_cannot_be_read_is_inconclusive() -> None:
