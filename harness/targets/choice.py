@@ -20,7 +20,7 @@ TARGETS = {
     "attach": "a server that runs already, untouched: --attach PID, :PORT or UNIT.service",
     "command": "any server: --command 'PROGRAM … {port}', or --server NAME, or --server FILE.toml that describes it",
     "postfix": "Debian's Postfix, unpacked and not installed; needs root and, the first time, a network",
-    "opensmtpd": "Debian's OpenSMTPD, the same way",
+    "opensmtpd": "Debian's OpenSMTPD, the same way, in a mount namespace where its fixed places are ours",
     "exim": "Debian's Exim, the same way",
 }
 DEFAULT = "embedded"
