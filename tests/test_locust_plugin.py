@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -78,7 +79,9 @@ class Locust:
                 return False
             port = int(logs.partition("127.0.0.1 port ")[2].split()[0])
             clients = [each for each in psutil.net_connections("tcp4") if each.raddr and each.raddr.port == port]
-            return any(each.status == "ESTABLISHED" for each in clients)
+            # Not the controller, which has only seen whether the server greets.
+            users = {each.pid for each in (psutil.Process(self.process.pid), *self.children) if is_locust(each)}
+            return any(each.status == "ESTABLISHED" and each.pid in users for each in clients)
 
         self.until_true(holds)
 
@@ -113,6 +116,14 @@ def locusts() -> Iterator[list[Locust]]:
         each.stop()
 
 
+def is_locust(process: psutil.Process) -> bool:
+    """Itself, or a worker that it has forked."""
+    try:
+        return "locust" in process.cmdline()
+    except psutil.NoSuchProcess:
+        return False
+
+
 def run(directory: Path, *arguments: str, started: list[Locust], scenario: str = "rejected-reuse") -> Locust:
     directory.mkdir(exist_ok=True)
     started.append(Locust(directory, *arguments, scenario=scenario))
@@ -127,6 +138,14 @@ def headless(options: str, users: int = 5) -> tuple[str, ...]:
 
 def web(options: str) -> tuple[str, ...]:
     return ("--web-port", "0", "--seatbelt-target", "embedded", "--seatbelt-options", options)
+
+
+def two_processes() -> tuple[str, ...]:
+    """Of locust's own, which meet at a port that nobody else has."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    return "--processes", "2", "--master-bind-host", "127.0.0.1", "--master-bind-port", port, "--master-port", port
 
 
 def descriptor(record: RunRecord) -> Finding:
@@ -151,7 +170,7 @@ def test_a_headless_run_ends_with_the_verdicts_status_and_workers_change_nothing
     assert alone.wait() == 1, alone.said()
     assert "LEAK: transfer keeps 1 message file (deleted) open for each refused message" in alone.said()
     assert "Traceback" not in alone.said()
-    shared = run(tmp_path / "shared", *headless(LEAK), "--processes", "2", started=locusts)
+    shared = run(tmp_path / "shared", *headless(LEAK), *two_processes(), started=locusts)
     assert shared.wait() == 1, shared.said()
     one, two = (load(each.directory / "record.json") for each in (alone, shared))
     assert told(one) == told(two)
@@ -185,11 +204,11 @@ def test_a_time_limit_that_is_over_before_anything_was_seen_is_no_clean_run(
     assert locust.wait() in (2, 3), locust.said()
 
 
-@pytest.mark.parametrize("processes", [(), ("--processes", "2")])
+@pytest.mark.parametrize("processes", [tuple, two_processes], ids=["alone", "workers"])
 def test_ctrl_c_leaves_a_record_and_no_process(
-    tmp_path: Path, locusts: list[Locust], processes: tuple[str, ...]
+    tmp_path: Path, locusts: list[Locust], processes: Callable[[], tuple[str, ...]]
 ) -> None:
-    locust = run(tmp_path, *headless(SLOW), *processes, started=locusts, scenario=slow(tmp_path))
+    locust = run(tmp_path, *headless(SLOW), *processes(), started=locusts, scenario=slow(tmp_path))
     locust.until_loading()
     assert len(locust.children) >= 10, "the controller, the remote MX and the mail server's processes"
     locust.process.send_signal(signal.SIGINT)

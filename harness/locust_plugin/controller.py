@@ -5,6 +5,7 @@ Owns: the child, its two pipes and the board that it writes. Never: probes or ju
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import tempfile
@@ -13,7 +14,6 @@ from pathlib import Path
 
 import gevent  # type: ignore[import-untyped]
 from gevent import subprocess
-from gevent.event import Event  # type: ignore[import-untyped]
 from gevent.fileobject import FileObject  # type: ignore[import-untyped]
 
 from harness.load.serving import Load, serve
@@ -29,8 +29,6 @@ class Controller:
         self._scratch = tempfile.TemporaryDirectory(prefix="seatbelt-")
         self.board = Path(self._scratch.name) / "live.json"
         self.last_words = ""
-        self.status = 0  # when it is over
-        self._over = Event()
         orders, its_orders = os.pipe()
         its_answers, answers = os.pipe()
         command = [sys.executable, "-m", "harness.cli", "run", scenario, *options]
@@ -52,30 +50,35 @@ class Controller:
 
     @property
     def is_over(self) -> bool:
-        return bool(self._over.is_set())
+        return self._child.poll() is not None
+
+    @property
+    def status(self) -> int:
+        """Its exit status, when it is over; of who was killed by a signal as a shell has it."""
+        code: int = self._child.returncode
+        return code if code >= 0 else 128 - code
 
     def interrupt(self) -> None:
         """It judges what is known, writes the record and ends."""
-        if not self.is_over:
+        with contextlib.suppress(ProcessLookupError):  # it has just ended
             self._child.terminate()
 
     def wait(self) -> None:
         """Until the verdict; a controller that does not come to one is killed."""
-        if not self._over.wait(LEAVE_TIMEOUT_S):
+        try:
+            self._child.wait(LEAVE_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
             self._child.kill()
-            self._over.wait()
+            self._child.wait()
 
     def forget(self) -> None:
         """The board goes too."""
         self._scratch.cleanup()
 
     def _serve(self, orders: int, answers: int, load: Load, ended: Callable[[int], None]) -> None:
-        try:
-            with FileObject(orders, "rb") as ordered, FileObject(answers, "wb") as answered:
-                serve(ordered, answered, load)
-        finally:  # Ctrl-C is raised in whatever greenlet runs, and may be this one
-            self.status = _told_by(self._child.wait())
-            self._over.set()
+        with FileObject(orders, "rb") as ordered, FileObject(answers, "wb") as answered:
+            serve(ordered, answered, load)
+        self._child.wait()
         ended(self.status)
 
     def _relay_words(self) -> None:
@@ -86,8 +89,3 @@ class Controller:
             sys.stderr.write(text)
             sys.stderr.flush()
         self._child.stderr.close()
-
-
-def _told_by(code: int) -> int:
-    """An exit status, also of who was killed by a signal: as a shell has it."""
-    return code if code >= 0 else 128 - code

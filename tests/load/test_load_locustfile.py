@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -40,10 +41,30 @@ COMMANDS = ("CONNECT", "EHLO", "MAIL", "RCPT", "DATA", "RSET", "QUIT")
 
 
 def test_locusts_forked_workers_each_have_their_own_loop_and_names() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
     with SmtpSink() as sink:
         host = f"smtp://127.0.0.1:{sink.port}"
         path = scenarios.load("accepted").path
-        done = locust("-f", path, "--host", host, "-u", "4", "-r", "4", "-t", "4s", "--processes", "2")
+        done = locust(
+            "-f",
+            path,
+            "--host",
+            host,
+            "-u",
+            "4",
+            "-r",
+            "4",
+            "-t",
+            "4s",
+            "--processes",
+            "2",
+            "--master-bind-port",
+            port,
+            "--master-port",
+            port,
+        )
     assert done.returncode == 0, done.stderr
     ids = sink.message_ids
     assert len(set(ids)) == len(ids) > 0
