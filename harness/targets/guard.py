@@ -2,7 +2,8 @@
 
 prctl(2)'s PR_SET_PDEATHSIG does not do for a server that changes its user: the kernel forgets the signal then
 (PR_SET_PDEATHSIG(2const)), and Postfix's master does so while it starts. Here a shell waits for the end of a pipe that
-only we hold open, ends the server's process group, and removes the directory that it leaves.
+only we hold open, ends the server's process group and whatever else descends from it (setsid(2) begins a group of its
+own), and removes the directory that it leaves.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import subprocess
 from pathlib import Path
 
 _WAIT = (
-    'read -r _; kill -s TERM -- "-$1"; [ -n "$2" ] || exit; '
+    'below() { for each in $(cat "/proc/$1/task/"*/children); do echo "$each"; below "$each"; done; }; '
+    'read -r _; kill -s TERM -- "-$1" $(below "$1"); [ -n "$2" ] || exit; '
     'while kill -s 0 -- "-$1"; do sleep 0.1; done; rm -rf -- "$2"'
 )
 

@@ -116,14 +116,16 @@ def test_a_child_that_went_its_own_way_is_found_by_what_it_inherited(tmp_path: P
     assert not runaway.is_running()
 
 
-def test_a_harness_that_is_killed_leaves_no_server_behind(tmp_path: Path) -> None:
+@pytest.mark.parametrize("server", ["{{python}} {}", "sh -c 'setsid -w {{python}} {} {{port}}; exit $?'"])
+def test_a_harness_that_is_killed_leaves_no_server_behind(tmp_path: Path, server: str) -> None:
+    """Not even one that has left the session that it was started in."""
     script = (
         "import sys, time; from pathlib import Path; from harness.targets.command import Command\n"
         "from harness.targets.server import from_command\n"
         "target = Command(Path(sys.argv[1]), {'refusing': 2, 'home': 2}, server=from_command(sys.argv[2]))\n"
         "target.start(); print(target.root_pid, flush=True); time.sleep(60)"
     )
-    command = [sys.executable, "-c", script, str(tmp_path), f"{{python}} {SERVER} {{port}}"]
+    command = [sys.executable, "-c", script, str(tmp_path), f"{server.format(SERVER)} {{port}}"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as harness:
         master = psutil.Process(int(line(harness)))
         family = [master, *master.children(recursive=True)]
