@@ -277,6 +277,7 @@ class Exim(Contained):
             (self.directory / path).mkdir()
             os.chown(self.directory / path, *(2 * list(self.numbers.values())))
         (self.directory / "exim.conf").write_text(
+            f"exim_path = {self.program}\n"
             "spool_directory = /var/spool/exim4\nlog_file_path = /var/spool/exim4/log/%slog\n"
             "primary_hostname = bench.test\nacl_smtp_rcpt = accept\nacl_smtp_data = accept\n"
             "smtp_accept_max = 100\nsmtp_accept_queue_per_connection = 0\nhost_lookup =\nrfc1413_query_timeout = 0s\n"
