@@ -6,7 +6,7 @@ import threading
 import urllib.error
 import urllib.request
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import pytest
@@ -17,6 +17,7 @@ from harness.load.board import Board, Line, Seen
 from harness.load.orders import WebOrder
 from harness.load.process import LoadError, LoadProcess
 from harness.load.tally import Tally
+from tests.axe import looked
 
 SLOW = """\
 from harness.scenario import *
@@ -67,6 +68,21 @@ def test_the_page_shows_the_board_and_locusts_own_page_leads_to_it(tmp_path: Pat
         assert tab["data"] == [{"process": "transfer", "pid": 4711, "descriptors": 4, "sockets": 2, "memory": 3.0}]
         with pytest.raises(urllib.error.HTTPError, match="404"):
             get(f"{page}/report")
+
+
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 390)])
+def test_the_page_has_no_serious_violation_and_fetches_from_here_only(
+    tmp_path: Path, scheme: Literal["light", "dark"], width: int
+) -> None:
+    path = tmp_path / "live.json"
+    boards.write(board(), path)
+    with SmtpSink() as sink, LoadProcess("accepted", 1, seed=1, web=WebOrder("127.0.0.1", 0, str(path))) as load:
+        page = load.ready("127.0.0.1", sink.port).page
+        seen = looked(page, scheme=scheme, width=width, wait_for="#processes tr", script="document.title")
+    assert seen.serious == []
+    assert seen.errors == []
+    assert all(address.startswith(page) for address in seen.requested)
+    assert seen.answer == "leak so far: slow (Seatbelt)"
 
 
 def test_a_press_ends_the_dose_with_the_sessions_that_have_begun(tmp_path: Path) -> None:
