@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import re
 import resource
 import signal
@@ -13,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -132,7 +134,7 @@ class Embedded:
                 stderr=log,
                 env=agent.environment(self.agent_directory, traced=self._traced),
                 start_new_session=True,  # a Ctrl-C in the terminal is for the harness, which then stops the target
-                preexec_fn=self._before_exec,
+                preexec_fn=partial(self._before_exec, os.getpid()),
             )
         try:
             self._wait_until_ready()
@@ -140,9 +142,11 @@ class Embedded:
             self.stop()
             raise
 
-    def _before_exec(self) -> None:
-        # A harness that is killed leaves no server behind (PR_SET_PDEATHSIG(2const)).
+    def _before_exec(self, harness: int) -> None:
+        # A harness that is killed leaves no server behind (PR_SET_PDEATHSIG(2const)), nor one that was killed just now.
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != harness:
+            os._exit(1)
         if self._nofile is not None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (self._nofile, self._nofile))
 
