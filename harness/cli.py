@@ -292,11 +292,12 @@ def score(
     record: Annotated[Path | None, typer.Option(metavar="FILE.json", help="write the score there")] = None,
     html: Annotated[Path | None, typer.Option(metavar="FILE.html", help="write the page there")] = None,
     keep: Annotated[Path | None, typer.Option(metavar="DIR", help="keep every run's record there")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with the score that is in --record already")] = False,
 ) -> None:
     """Run the defect catalogue and say what was found of it; status 1 when a certain leak was not, or a false alarm."""
     from harness.score import command
 
-    raise typer.Exit(command.run(only, clean, jobs, seed, record, html, keep))
+    raise typer.Exit(command.run(only, clean, jobs, seed, record, html, keep, resume=resume))
 
 
 @app.command()

@@ -88,6 +88,16 @@ def save(score: Score, path: Path) -> None:
         raise RecordError(f"{path}: cannot write the score: {error.strerror}") from error
 
 
+def load(path: Path) -> Score:
+    """Raises RecordError."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Score)
+    except OSError as error:
+        raise RecordError(f"{path}: cannot read the score: {error.strerror}") from error
+    except msgspec.DecodeError as error:
+        raise RecordError(f"{path}: not a score: {error}") from error
+
+
 # ---- as text
 
 

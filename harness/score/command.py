@@ -23,14 +23,31 @@ PASSED, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 3
 
 
 def run(
-    only: str, clean: int, jobs: int | None, seed: int, record: Path | None, html: Path | None, keep: Path | None
+    only: str,
+    clean: int,
+    jobs: int | None,
+    seed: int,
+    record: Path | None,
+    html: Path | None,
+    keep: Path | None,
+    *,
+    resume: bool = False,
 ) -> int:
-    """Returns the exit status."""
+    """Returns the exit status. `resume`: runs that the score in `record` has already are not made again."""
     jobs = jobs or len(os.sched_getaffinity(0))
     chosen = cases(defects.every().values(), scenario.names(), only=only, clean=clean, seed=seed)
     if not chosen:
         print(f"seatbelt: no defect and no scenario is called {only!r}", file=sys.stderr)
         return USAGE
+    try:
+        if resume and record is None:
+            raise RecordError("--resume goes on with the score in --record FILE.json: which one?")
+        earlier = report.load(record) if resume and record is not None and record.exists() else report.Score([])
+    except RecordError as error:
+        print(f"seatbelt: {error}", file=sys.stderr)
+        return USAGE
+    known = {(row.name, row.seed): row for row in earlier.rows if row.verdict}
+    missing = [case for case in chosen if (case.name, case.seed) not in known]
     try:
         for path in filter(None, (record, html)):
             path.touch()
@@ -43,13 +60,15 @@ def run(
     errors = Console(stderr=True)
     columns = (TextColumn("scoring"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with terminated_as_interrupted(), Progress(*columns, console=errors, disable=not errors.is_terminal) as bar:
-        task = bar.add_task("", total=len(chosen))
-        rows = runner.run(chosen, jobs, lambda row: bar.advance(task), keep)
+        task = bar.add_task("", total=len(chosen), completed=len(chosen) - len(missing))
+        made = runner.run(missing, jobs, lambda row: bar.advance(task), keep)
+    known |= {(row.name, row.seed): row for row in made}
+    rows = [known[case.name, case.seed] for case in chosen if (case.name, case.seed) in known]
     scored = report.Score(
         rows,
         seatbelt=__version__,
         jobs=jobs,
-        seconds=time.monotonic() - began,
+        seconds=earlier.seconds + time.monotonic() - began,
         command=shlex.join(["seatbelt", *sys.argv[1:]]),
     )
     wide = Console()
