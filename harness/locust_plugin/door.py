@@ -88,7 +88,8 @@ class Door:
                 self._controller.interrupt()
             log.info("Waiting for Seatbelt's verdict")
             self._controller.wait()
-            self._environment.process_exit_code = self._controller.status
+        # Also when it is over: `_ended` may not have had its turn.
+        self._environment.process_exit_code = self._controller.status
         self._controller.forget()
 
     def _ended(self, status: int) -> None:
