@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import shlex
+import signal
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -222,11 +223,19 @@ def _check(environment: Environment, users: list[type[MailUser]]) -> None:
             arguments(environment)
         except ValueError as error:
             raise SystemExit(f"seatbelt: --seatbelt-options: {error}") from error
+        gevent.signal_handler(signal.SIGINT, _interrupted)
     elif options.headless or environment.host:
         try:
             address_of(environment.host or "")
         except ValueError as error:
             raise SystemExit(str(error)) from None
+
+
+def _interrupted() -> None:
+    """Ctrl-C is for the main greenlet. Left to Python it is raised in whichever one runs, and one that waits for the
+    controller's end may take it along: locust would then never hear of it.
+    """
+    gevent.get_hub().handle_system_error(KeyboardInterrupt, KeyboardInterrupt())
 
 
 def _stopping(environment: Environment, **_: Any) -> None:
