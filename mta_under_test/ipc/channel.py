@@ -15,8 +15,9 @@ import itertools
 import os
 import socket
 import struct
-from collections import Counter, deque
-from collections.abc import Callable
+from array import array
+from collections import deque
+from collections.abc import Callable, Iterator
 
 from mta_under_test.ipc.messages import KINDS, Kind, PayloadError, pack, unpack
 from mta_under_test.wire import imsg
@@ -26,6 +27,7 @@ LOW_MARK_BYTES = 1 << 20  # … until what waits has shrunk to this
 READ_BYTES = 1 << 16
 FRAMES_A_WRITE = 64
 _DESCRIPTORS_A_READ = 8
+_KINDS = max(Kind) + 1
 _CONTROL_BYTES = socket.CMSG_SPACE(4 * _DESCRIPTORS_A_READ)
 
 
@@ -53,18 +55,25 @@ class Message:
 
 
 class Traffic:
-    """Frames and bytes by kind, in one direction of one channel, and the most bytes that ever waited."""
+    """Frames and bytes by kind, in one direction of one channel, and the most bytes that ever waited.
+
+    Arrays hold numbers, not objects: counting makes none, however far it goes.
+    """
 
     __slots__ = ("bytes", "messages", "most_waiting_bytes")
 
     def __init__(self) -> None:
-        self.messages: Counter[Kind] = Counter()
-        self.bytes: Counter[Kind] = Counter()
+        self.messages = array("Q", bytes(8 * _KINDS))
+        self.bytes = array("Q", bytes(8 * _KINDS))
         self.most_waiting_bytes = 0
 
     def count(self, kind: Kind, size: int) -> None:
         self.messages[kind] += 1
         self.bytes[kind] += size
+
+    def by_kind(self) -> Iterator[tuple[Kind, int, int]]:
+        """(kind, frames, bytes) of every kind that there was."""
+        return ((Kind(number), count, self.bytes[number]) for number, count in enumerate(self.messages) if count)
 
 
 class Channel:

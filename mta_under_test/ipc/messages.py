@@ -76,6 +76,7 @@ class Kind(enum.IntEnum):
     # Routes: what transfer holds back, what smtpctl asks about it, tables that it needs.
     DELIVERY_HOLD = 90  # transfer → queue → scheduler: relay id, evpid, …
     HOLDQ_RELEASE = 91  # transfer → queue → scheduler: relay id, how many (0: all)
+    HOLDQ_EMPTY = 101  # scheduler → queue → transfer: relay id, of which there was nothing to release
     RESCHEDULE = 92  # transfer → queue → scheduler: evpid, …: their host works again
     SHOW_MTA = 93  # → transfer: request id, first line; hosts, hoststats, relays or routes; answer: how many; lines
     RESUME_ROUTE = 94  # → transfer: request id, route id or 0 (all); answer: how many

@@ -3,10 +3,10 @@
 Owns: the spool, the commits, the bounces. Hands out descriptors of messages (SCM_RIGHTS).
 Never: keeps a schedule, speaks SMTP.
 Takes: CREATE_MESSAGE, OPEN_MESSAGE, COMMIT_MESSAGE, REMOVE_MESSAGE from smtp; SUBMIT_ENVELOPE, COMMIT_ENVELOPES from
-lookup; BATCH, EXPIRE, REMOVE from scheduler; MESSAGE_FD and DELIVERY_* from transfer and delivery;
+lookup; BATCH, EXPIRE, REMOVE, HOLDQ_EMPTY from scheduler; MESSAGE_FD and DELIVERY_* from transfer and delivery;
 HOLDQ_RELEASE, RESCHEDULE from transfer; SHOW_*, DISCOVER from control.
 Sends: SUBMIT, DELIVERY_TEMP, ENVELOPE_DONE, DELIVERY_HOLD, HOLDQ_RELEASE, RESCHEDULE, DISCOVER to scheduler;
-DELIVER to transfer and delivery; EXPAND to lookup.
+DELIVER to transfer and delivery; HOLDQ_EMPTY to transfer; EXPAND to lookup.
 """
 
 from __future__ import annotations
@@ -238,6 +238,10 @@ class Queue(Process):
     def pass_on(self, peer: str, message: Message) -> None:
         """Between transfer and scheduler, which do not know each other."""
         self.tell("scheduler", message.kind, *message.integers)
+
+    @takes(Kind.HOLDQ_EMPTY)
+    def pass_back(self, peer: str, message: Message) -> None:
+        self.tell("transfer", message.kind, *message.integers)
 
     @takes(Kind.EXPIRE)
     def expire(self, peer: str, message: Message) -> None:

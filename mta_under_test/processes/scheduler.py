@@ -4,7 +4,7 @@ Owns: one small entry for every envelope that is owed: evpid, when it was made, 
 Never: sees an envelope's text, touches the disk.
 Takes: SUBMIT, DELIVERY_TEMP, ENVELOPE_DONE, DELIVERY_HOLD, HOLDQ_RELEASE, RESCHEDULE, DISCOVER from queue;
 LIST_EVPIDS, SCHEDULE, REMOVE, PAUSE, RESUME, PAUSE_ENVELOPE, RESUME_ENVELOPE from control.
-Sends: BATCH, EXPIRE, DELAYED, REMOVE to queue.
+Sends: BATCH, EXPIRE, DELAYED, REMOVE, HOLDQ_EMPTY to queue.
 """
 
 from __future__ import annotations
@@ -174,6 +174,8 @@ class Scheduler(Process):
             self._release(self._entries[evpid])
             released.append(evpid)
         self.trace("scheduler", f"releasing {len(released)} envelopes of relay {relay}")
+        if not released:
+            self.tell("queue", Kind.HOLDQ_EMPTY, relay)
         self._wake()
 
     def _release(self, entry: Entry) -> None:

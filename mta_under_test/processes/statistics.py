@@ -22,8 +22,8 @@ def values(
     for other, channel in channels.items():
         found[f"buffer.{role}.{other}"] = channel.sent.most_waiting_bytes
         channel.sent.most_waiting_bytes = channel.waiting_bytes
-        found[f"imsg.{role}.{other}.messages"] = channel.sent.messages.total()
-        found[f"imsg.{role}.{other}.bytes"] = channel.sent.bytes.total()
+        found[f"imsg.{role}.{other}.messages"] = sum(channel.sent.messages)
+        found[f"imsg.{role}.{other}.bytes"] = sum(channel.sent.bytes)
     return found
 
 
@@ -36,9 +36,9 @@ def lines(
             told = [f"{name} {role}" for name in gauges]
         case b"imsg":
             told = [
-                f"{role} {other} {kind.name} {count} {channel.sent.bytes[kind]}"
+                f"{role} {other} {kind.name} {count} {size}"
                 for other, channel in channels.items()
-                for kind, count in channel.sent.messages.items()
+                for kind, count, size in channel.sent.by_kind()
             ]
         case _:
             told = [f"{name} {value}" for name, value in values(role, totals, gauges, channels).items()]

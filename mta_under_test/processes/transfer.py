@@ -4,7 +4,7 @@ Owns: relays, domains, hosts, sources, routes and connectors (`transfer_routes`,
 arrive (`transfer_arrivals`), what is remembered of destinations (`transfer_hoststats`), the sessions
 (`transfer_session`), and in each the message descriptor of the transaction in hand.
 Never: unlinks a message, keeps an envelope's text, decides when to try again.
-Takes: DELIVER, DELIVER_END from queue; SHOW_MTA, RESUME_ROUTE from control.
+Takes: DELIVER, DELIVER_END, HOLDQ_EMPTY from queue; SHOW_MTA, RESUME_ROUTE from control.
 Sends: MESSAGE_FD, DELIVERY_OK, _TEMP, _PERM, _LOOP (evpid and status line), DELIVERY_HOLD, HOLDQ_RELEASE, RESCHEDULE to
 queue; HOSTS, TABLE_VALUE, TABLE_KEYS to lookup.
 
@@ -329,6 +329,15 @@ class Transfer(Process):
         relay.held = max(0, relay.held - count) if count else 0
         relay.awaits_released = True
         self.tell("queue", Kind.HOLDQ_RELEASE, relay.id, count)
+
+    @takes(Kind.HOLDQ_EMPTY)
+    def nothing_held(self, peer: str, message: Message) -> None:
+        """More was asked for than there was: scheduler releases whole messages, of which `held` knows nothing."""
+        for relay in self.map.relays.values():
+            if relay.id == message.integers[0]:
+                relay.awaits_released = False
+                for session in relay.idle_sessions:
+                    session.nothing_comes()
 
     def _cancel_timer(self, relay: Relay) -> None:
         if relay.timer is not None:

@@ -102,6 +102,11 @@ class Session:
         self._given = task
         self.stream.interrupt()
 
+    def nothing_comes(self) -> None:
+        """The envelopes that an idle session may be waiting for are not there."""
+        if not self.relay.limits.session_keepalive:
+            self.stream.interrupt()
+
     async def _next_task(self) -> Task | None:
         """The relay's next task, which may be a while in coming; None when this session has done enough."""
         limits = self.relay.limits
