@@ -24,7 +24,7 @@ from harness.detectors.classes import descriptor_class, listening_ports, unexpla
 from harness.experiment import Cut, Experiment, MakeLoad, Observer, Options, Progress, run
 from harness.load.process import LoadError, LoadProcess
 from harness.plan import Step
-from harness.probes import descriptors
+from harness.probes import descriptors, processes
 from harness.remote_mx.process import RemoteMXError
 from harness.scenario import Scenario
 from harness.targets import TargetError, Untraceable
@@ -72,6 +72,7 @@ class SecondLook(Experiment):
         wanted = [finding for finding in findings if is_attributable(finding)]
         if not wanted:
             return ""
+        self._growing = {finding.role for finding in wanted if finding.resource == "memory"}
         try:
             with ExitStack() as running:
                 self._start(running)
@@ -96,6 +97,10 @@ class SecondLook(Experiment):
             f"{seen} of {len(wanted)} findings were seen again in a traced run of {units} x {self.scenario.unit}, "
             f"by {told_by}"
         )
+
+    def _allocating(self) -> Sequence[int]:
+        found = (processes.read(pid, self._roles) for pid in self._pids())
+        return [process.pid for process in found if process is not None and process.role in self._growing]
 
     def _steps(self, wanted: Sequence[Finding]) -> Iterator[Step]:
         units = self._plan.first_dose

@@ -29,7 +29,7 @@ from harness.load.process import LoadProcess
 from harness.load.tally import Tally, summary
 from harness.plan import PROFILES, Plan, Profile, Step
 from harness.probes import snapshot as probe
-from harness.probes.processes import default_role
+from harness.probes.processes import Roles, default_role
 from harness.probes.sampler import Sampler
 from harness.quiescence import Quiescence
 from harness.remote_mx.ledger import LedgerReport, ListenerReport
@@ -408,13 +408,22 @@ class Experiment:
     def _pids(self) -> Sequence[int]:
         return probe.tree(self._target.root_pid)
 
+    @property
+    def _roles(self) -> Roles:
+        return self._target.role_of if isinstance(self._target, NamesRoles) else default_role
+
+    def _allocating(self) -> Sequence[int] | None:
+        """Processes that a traced target is asked for what they allocate; None for all of them."""
+        return None
+
     def _snapshot(self, rest: Rest) -> Snapshot:
         began = time.process_time()
         taken = probe.take_snapshot(
             self._target.root_pid,
-            roles=self._target.role_of if isinstance(self._target, NamesRoles) else default_role,
+            roles=self._roles,
             spool=self._target.spool,
             agent_dir=self._target.agent_directory,
+            allocations=self._allocating(),
             counters=rest.counters,
             backlog=rest.backlog,
             clock=self._clock,

@@ -202,6 +202,7 @@ class LeakCheck:
             self._target.root_pid,
             spool=self._target.spool,
             agent_dir=self._target.agent_directory,
+            allocations=(),  # memory is not judged of a traced target
             counters=rest.counters,
             backlog=rest.backlog,
             clock=self._clock,

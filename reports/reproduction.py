@@ -37,7 +37,7 @@ def script(record: RunRecord, finding: Finding, name: str) -> str:
         raise Irreproducible("the record has no dialogue: it was written by an older Seatbelt; run it again")
     if record.conditions.operations or any(step.tls for each in record.dialogue for step in each.steps):
         raise Irreproducible(f"{record.scenario} needs more than a mail client (TLS, an operator): use `seatbelt run`")
-    noun, count = _counted(finding)
+    noun, counting = _counted(finding)
     refuses = _refuses(record.conditions)
     steps: Steps = {}
     sessions, units = _sessions(record.dialogue, steps)
@@ -58,29 +58,30 @@ def script(record: RunRecord, finding: Finding, name: str) -> str:
         noun=noun,
         sessions=math.ceil(KEPT / rate),
         steps=[(word, _literal(send), expect) for word, (send, expect) in steps.items()],
-        dialogue="\n".join(sessions),
+        dialogue=sessions,
         refuses=repr(refuses).replace("'", '"') if refuses else "",
-        count=count,
+        counting=counting,
     )
 
 
 def _counted(finding: Finding) -> tuple[str, str]:
-    """What is counted, and the expression that counts it."""
+    """What is counted, and the statements that return how many, given `processes`."""
     if finding.kind == "zombie":
-        return "zombies", "sum(process.status() == psutil.STATUS_ZOMBIE for process in processes)"
+        return "zombies", "return sum(process.status() == psutil.STATUS_ZOMBIE for process in processes)"
     if finding.resource == "process" and finding.kind == "child":
-        return "processes", "len(processes)"
+        return "processes", "return len(processes)"
     if finding.resource == "thread":
-        return "threads", "sum(process.num_threads() for process in processes)"
+        return "threads", "return sum(process.num_threads() for process in processes)"
     if finding.resource == "socket":
         link, noun = "socket:", "sockets"
     elif finding.resource == "descriptor":
         link, noun = LINKS.get(finding.kind, "/"), f"descriptors ({finding.kind})"
     else:
         raise Irreproducible(f"{finding.resource}: a script cannot be sure of it from outside; use `seatbelt run`")
-    listed = 'for fd in os.listdir(f"/proc/{process.pid}/fd")'
-    linked = f'os.readlink(f"/proc/{{process.pid}}/fd/{{fd}}").startswith("{link}")'
-    return noun, f"sum(\n        {linked}\n        for process in processes\n        {listed}\n    )"
+    links = (
+        '[os.readlink(f"/proc/{each.pid}/fd/{fd}") for each in processes for fd in os.listdir(f"/proc/{each.pid}/fd")]'
+    )
+    return noun, f'links = {links}\n    return sum(link.startswith("{link}") for link in links)'
 
 
 def _refuses(conditions: Conditions) -> dict[str, tuple[str, str]]:

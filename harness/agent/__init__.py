@@ -8,7 +8,8 @@ The conversation goes through files in one directory (the asking side is `harnes
 
     PID.ready    written by the agent at its start and after every fork: the start time of the process, in clock ticks
                  after boot (proc_pid_stat(5), field 22)
-    request      written before the signal: the number of the request
+    request      written before the signal: the number of the request; of a traced target also "only", and the pids of
+                 the processes that shall tell what they allocated
     PID.json     the answer: {"request": …, "blocks": …, "objects": …, "tasks": …, "timers": …,
                  "heap": …}
     PID.trace    written before the answer when the target is traced: what `inject/tracer.py` tells, as JSON

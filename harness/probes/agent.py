@@ -39,18 +39,26 @@ class _Answer(msgspec.Struct):
     heap: int = 0
 
 
-def ask(directory: Path, pids: Iterable[int], timeout_s: float = TIMEOUT_S) -> Answers:
+def ask(
+    directory: Path,
+    pids: Iterable[int],
+    timeout_s: float = TIMEOUT_S,
+    *,
+    allocations: Iterable[int] | None = None,
+) -> Answers:
     """Have every agent among `pids` collect and count: all are signalled first, then awaited together.
 
     Who does not answer is signalled again: CPython only notes a signal that comes just before a system call, and then
     blocks in the call as if there had been none (PEP 475 does not cover this).
 
+    `allocations`: the traced ones that tell what they allocated; None for all. It is most of what tracing costs.
     Processes without an agent are in neither list. Two harnesses must not share a directory. Raises OSError when
     `directory` cannot be written.
     """
     request = time.monotonic_ns()
     partial = directory / "request.tmp"
-    partial.write_text(str(request))
+    only = "" if allocations is None else " ".join(["", "only", *map(str, allocations)])
+    partial.write_text(f"{request}{only}")
     partial.rename(directory / "request")
     waiting = [pid for pid in pids if _signal(directory, pid)]
     readings: dict[int, AgentReading] = {}

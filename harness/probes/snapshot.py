@@ -34,11 +34,13 @@ def take_snapshot(
     roles: Roles = default_role,
     spool: Path | None = None,
     agent_dir: Path | None = None,
+    allocations: Iterable[int] | None = None,
     counters: Mapping[str, int] | None = None,
     backlog: int = 0,
     clock: Callable[[], float] = time.monotonic,
 ) -> Snapshot:
-    """The whole tree below `root_pid`, parents before children; `counters` and `backlog` are what the daemon says.
+    """The whole tree below `root_pid`, parents before children; `counters` and `backlog` are what the daemon says;
+    `allocations` is for `agent.ask`.
 
     Raises OSError when `agent_dir` cannot be written. What is not permitted is noted in `Snapshot.unreadable`; an agent
     that does not answer leaves its process without an AgentReading, and one warning in the log.
@@ -46,7 +48,7 @@ def take_snapshot(
     taken = clock()
     readings: Mapping[int, AgentReading] = {}
     if agent_dir is not None:
-        readings, silent = agent.ask(agent_dir, tree(root_pid))
+        readings, silent = agent.ask(agent_dir, tree(root_pid), allocations=allocations)
         for pid in silent:
             logger.warning("the agent of pid %d gave no answer: its memory can only be judged from outside", pid)
     found, unreadable = inspect(tree(root_pid), roles, positions=False)

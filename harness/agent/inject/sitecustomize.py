@@ -22,7 +22,7 @@ from collections.abc import Callable
 
 
 class _Agent:
-    def __init__(self, directory: str, number: int, tell: Callable[[], bytes] | None = None) -> None:
+    def __init__(self, directory: str, number: int, tell: Callable[[bool], bytes] | None = None) -> None:
         self._directory = directory
         self._tell = tell  # the tracer's, in a traced run
         self._number = number
@@ -92,7 +92,7 @@ class _Agent:
 
     def _answer(self) -> None:
         kept = self._reach()
-        request = _read("request" if kept is not None else self._directory + "/request", kept)
+        request, *only = _read("request" if kept is not None else self._directory + "/request", kept).split()
         if request == self._answered:
             return
         if gc.isenabled():  # a target that switched the collector off keeps its cycles: they are its own to free
@@ -100,8 +100,8 @@ class _Agent:
             gc.collect()  # finalizers of the first round may have let more go
         blocks = sys.getallocatedblocks()
         objects, tasks, timers = _census()
-        if self._tell is not None:
-            self._write(".trace", self._tell())  # before the answer: who reads that finds this
+        if self._tell is not None:  # before the answer: who reads that finds this
+            self._write(".trace", self._tell(not only or b"%d" % os.getpid() in only))
         heap = self._heap() if self._heap is not None else 0
         told = b'{"request": %b, "blocks": %d, "objects": %d, "tasks": %d, "timers": %d, "heap": %d}'
         self._write(".json", told % (request, blocks, objects, tasks, timers, heap))
@@ -184,8 +184,8 @@ def _run_the_next_one() -> None:
     spec.loader.exec_module(module)
 
 
-def _traced() -> Callable[[], bytes] | None:
-    """Start tracing; what is returned tells everything that was seen."""
+def _traced() -> Callable[[bool], bytes] | None:
+    """Start tracing; what is returned tells everything that was seen, and if asked what was allocated."""
     path = __file__.rpartition("/")[0] + "/tracer.py"
     spec = importlib.util.spec_from_file_location("_seatbelt_tracer", path)
     if spec is None or spec.loader is None:
@@ -194,7 +194,7 @@ def _traced() -> Callable[[], bytes] | None:
     spec.loader.exec_module(module)
     tracer = module.Tracer()
     tracer.install()
-    answer: Callable[[], bytes] = tracer.answer
+    answer: Callable[[bool], bytes] = tracer.answer
     return answer
 
 

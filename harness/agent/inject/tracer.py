@@ -202,9 +202,14 @@ class Tracer:
 
     # ---- telling
 
-    def answer(self) -> bytes:
-        """Mark what every line's objects are now, and tell everything, as JSON."""
-        self._mark()
+    def answer(self, allocations: bool) -> bytes:
+        """Mark what waits now and, if asked for `allocations`, what every line's objects are; tell everything, as JSON.
+
+        Remembering where each object is made costs most of a process's time, so it begins when it is first asked for.
+        """
+        self._waited.append(collections.Counter(self._still_waiting()))
+        if allocations:
+            self._mark()
         return json.dumps(self._dump()).encode("utf-8", "replace")
 
     def _mark(self) -> None:
@@ -215,7 +220,6 @@ class Tracer:
         ours = tracemalloc.Filter(False, f"{__file__.rpartition('/')[0]}/*", all_frames=True)
         snapshot = snapshot.filter_traces((ours, tracemalloc.Filter(False, "<frozen*")))
         self._censuses.append(collections.Counter(_name(type(one)) for one in gc.get_objects()))
-        self._waited.append(collections.Counter(self._still_waiting()))
         by_stack: dict[str, tuple[int, int]] = {}
         for each in snapshot.statistics("traceback"):
             stack = _traced(each.traceback)  # without the library's lines, so that several can be one
@@ -274,14 +278,15 @@ class Tracer:
         ]
 
     def _types(self) -> list[Any]:
+        if len(self._censuses) < 2:
+            return []
         first, last = self._censuses[0], self._censuses[-1]
         grown = [
             (last[name] - first[name], name)
             for name in last
             if all(after[name] > before[name] for before, after in itertools.pairwise(self._censuses))
         ]
-        most = sorted(grown, reverse=True)[:MOST_GROWTH] if len(self._censuses) > 1 else []
-        return [[name, count] for count, name in most]
+        return [[name, count] for count, name in sorted(grown, reverse=True)[:MOST_GROWTH]]
 
 
 class _Maker:
