@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 from harness.detectors.quantiles import poisson_below
 
@@ -33,6 +34,11 @@ def log_evidence(survivors: Sequence[float], units: Sequence[int]) -> float:
 
     `survivors` and `units` go pool by pool.
     """
+    return _log_evidence(tuple(survivors), tuple(units))
+
+
+@lru_cache(maxsize=64)  # of most of what is counted nothing survives: one question, asked for each of them
+def _log_evidence(survivors: tuple[float, ...], units: tuple[int, ...]) -> float:
     terms = [[_log_ratio(kept, work, rate) for kept, work in zip(survivors, units, strict=True)] for rate in RATES]
     left_out = [_log_mean_exp([sum(row) - row[pool] for row in terms]) for pool in range(len(units))]
     return min(left_out, default=0.0)

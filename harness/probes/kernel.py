@@ -9,6 +9,7 @@ Never: makes a cgroup, moves a process (`harness.targets.cgroup` does).
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 from harness.probes.processes import read_file
@@ -39,6 +40,7 @@ def directory_of(pid: int | str) -> Path | None:
     return None
 
 
+@cache  # ours, and for as long as we live: a target in a mount namespace of its own is looked at from here too
 def _mounts() -> dict[str, Path]:
     """Where memory is counted: v1's hierarchy as `memory`; v2's, if it has the controller, as ``."""
     found: dict[str, Path] = {}
