@@ -99,6 +99,16 @@ def test_a_program_without_debugging_information_has_its_functions(tmp_path: Pat
         assert file.startswith(f"{program}+0x")
 
 
+def test_what_a_daemon_had_before_it_left_its_parent_is_known(tmp_path: Path) -> None:
+    program = compiled("programs/daemon.c", tmp_path)
+    env = native.environment(tmp_path, os.environ, traced=True)
+    with running(program, tmp_path, env) as process:
+        assert process.stdout is not None
+        pid, number = map(int, process.stdout.readline().split())
+        trace = Tracker(tmp_path).traces(processes(pid))[pid]
+        assert functions(trace, number) == ["opened", "main"]
+
+
 def test_a_full_log_keeps_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = compiled("programs/opens.c", tmp_path)
     monkeypatch.setattr(native, "PLACES", 3)

@@ -261,12 +261,10 @@ pid_t fork(void) {
 #define SPAWNS(name)                                                                                               \
     int name(pid_t *child, const char *path, const posix_spawn_file_actions_t *actions, const posix_spawnattr_t *how, \
              char *const arguments[], char *const environment[]) {                                                 \
-        pid_t made = -1;                                                                                           \
-        int result = REAL(name)(&made, path, actions, how, arguments, environment);                                \
-        if (child != NULL)                                                                                         \
-            *child = made;                                                                                         \
+        pid_t made;                                                                                                \
+        int result = REAL(name)(child != NULL ? child : &made, path, actions, how, arguments, environment);        \
         if (result == 0)                                                                                           \
-            note(CHILD, made);                                                                                     \
+            note(CHILD, child != NULL ? *child : made);                                                            \
         return result;                                                                                             \
     }
 
@@ -322,8 +320,12 @@ static void copy_maps(const char *directory, uint64_t place) {
         close(to);
 }
 
+static pid_t itself;
+
+/* In the child, whose parent may have ended already, as daemon(3)'s does: getppid(2) would name another. */
 static void after_fork(void) {
-    write_down(FORKED, (int)getppid(), NULL, NULL, 0);
+    write_down(FORKED, itself, NULL, NULL, 0);
+    itself = getpid();
 }
 
 __attribute__((constructor)) static void begin(void) {
@@ -346,6 +348,7 @@ __attribute__((constructor)) static void begin(void) {
         return;
     backtrace(first, 1); /* the first time it loads a library */
     events = mapped;
+    itself = getpid();
     copy_maps(directory, write_down(BEGAN, (int)getppid(), NULL, NULL, 0));
     pthread_atfork(NULL, NULL, after_fork);
 }
