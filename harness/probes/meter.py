@@ -23,12 +23,14 @@ def read(directory: Path, pids: Iterable[int]) -> dict[int, int]:
     except FileNotFoundError:
         return {}
     wanted = set(pids)
+    newest: dict[int, tuple[int, int, int]] = {}  # a program that became another (execve(2)) may have left a slot
+    for pid, *reading in SLOT.iter_unpack(slots):
+        if pid in wanted:
+            newest[pid] = max(newest.get(pid, (0, 0, 0)), tuple(reading))
     found = {}
-    for pid, taken_ns, held_bytes, made in SLOT.iter_unpack(slots):
-        if pid not in wanted or not made:  # who never allocates by malloc(3) has an allocator of its own
-            continue
+    for pid, (taken_ns, held_bytes, made) in newest.items():
         process = stat(pid)
-        # Else the slot was an earlier process's with the same pid.
-        if process is not None and process.started * _NS_PER_TICK <= taken_ns:
+        # Who never allocates by malloc(3) has an allocator of its own; an older slot was another process's of that pid.
+        if made and process is not None and process.started * _NS_PER_TICK <= taken_ns:
             found[pid] = held_bytes
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -63,3 +64,10 @@ def test_nothing_is_told_of_a_program_that_does_not_load_it(tmp_path: Path) -> N
 def test_a_slot_of_an_earlier_process_with_the_same_pid_is_not_believed(tmp_path: Path) -> None:
     (tmp_path / native.HEAP).write_bytes(native.SLOT.pack(os.getpid(), 0, 1000, 1))
     assert meter.read(tmp_path, [os.getpid()]) == {}
+
+
+def test_of_two_slots_of_a_process_the_newer_is_believed(tmp_path: Path) -> None:
+    now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    slots = [(now, 2000, 1), (now - 1, 1000, 1)]
+    (tmp_path / native.HEAP).write_bytes(b"".join(native.SLOT.pack(os.getpid(), *slot) for slot in slots))
+    assert meter.read(tmp_path, [os.getpid()]) == {os.getpid(): 2000}
