@@ -6,6 +6,7 @@ A target's own module is imported when it is chosen, not before: `seatbelt --hel
 from __future__ import annotations
 
 import os
+import resource
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
@@ -27,6 +28,7 @@ DEFAULT = "embedded"
 LOOPBACK = "127.0.0.1"
 WITH_ADDRESS = ("embedded", "attach")  # that can take mail elsewhere
 WITH_BINARY = ("postfix", "opensmtpd", "exim")  # started from their own programs, Debian's or those that --binary says
+NR_OPEN = Path("/proc/sys/fs/nr_open")  # how far root may raise the limit (proc_sys_fs(5))
 MEANT = {"attach": "attach", "command": "command", "server": "command"}  # settings that say which target is meant
 
 
@@ -67,12 +69,18 @@ def choose(name: str | None, settings: Settings) -> MakeTarget:
         raise TargetError(f"no target called {name!r}. There is: {', '.join(TARGETS)}")
     if settings.address != LOOPBACK and name not in WITH_ADDRESS:
         raise TargetError(f"--address is for {', '.join(WITH_ADDRESS)}; {name} takes mail at {LOOPBACK}")
+    if settings.nofile is not None and settings.nofile > (most := _most_descriptors()):
+        raise TargetError(f"--nofile {settings.nofile}: a process may have {most} descriptors here (setrlimit(2))")
     if settings.binary is not None:
         if name not in WITH_BINARY:
             raise TargetError(f"--binary is for {', '.join(WITH_BINARY)}; {name} has no program to choose")
         if not os.access(settings.binary, os.X_OK) or settings.binary.is_dir():
             raise TargetError(f"--binary {settings.binary}: no such program")
     return _MAKERS[name](settings)
+
+
+def _most_descriptors() -> int:
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[1] if os.geteuid() else int(NR_OPEN.read_text())
 
 
 def _embedded(settings: Settings) -> MakeTarget:

@@ -19,7 +19,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from harness import agent, mail
@@ -181,15 +181,19 @@ class Command:
             told = self._ask("queue.command", queue.command)
             return sum(re.search(queue.line, line) is not None for line in told.splitlines())
         if queue.directory:
-            return sum(1 for path in Path(self._filled(queue.directory)).rglob("*") if path.is_file())
+            return sum(1 for _ in self._queued())
         return self._unseen() if self._server.is_relay or self.mailboxes else 0
 
     def owed(self) -> set[str] | None:
         """Message-IDs in its queue; None when nobody here can look into it."""
         if not self._server.queue.directory:
             return None
-        queue = Path(self._filled(self._server.queue.directory))
-        return mail.in_files(path for path in queue.rglob("*") if path.is_file())
+        return mail.in_files(self._queued())
+
+    def _queued(self) -> Iterator[Path]:
+        """Files of its queue's directory; any of them, and of the directories in it, may go while we look."""
+        for directory, _, names in os.walk(self._filled(self._server.queue.directory)):
+            yield from filter(Path.is_file, (Path(directory, name) for name in names))
 
     def hurry(self) -> None:
         if not self._server.hurry:
@@ -219,7 +223,13 @@ class Command:
         command = [self._filled(word) for word in words]
         try:
             done = subprocess.run(
-                command, env=self._environment(), capture_output=True, text=True, timeout=ASK_TIMEOUT_S, check=False
+                command,
+                env=self._environment(),
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=ASK_TIMEOUT_S,
+                check=False,
             )
         except (OSError, subprocess.TimeoutExpired) as error:
             raise TargetError(f"{key}: {error}") from error

@@ -98,7 +98,10 @@ class Daemon:
             return ""
         if found.si_code == os.CLD_EXITED:
             return f"ended with status {found.si_status}"
-        return f"killed by {signal.Signals(found.si_status).name}"
+        try:
+            return f"killed by {signal.Signals(found.si_status).name}"
+        except ValueError:
+            return f"killed by signal {found.si_status}"  # a real-time one, which has no name
 
     def last_words(self) -> str:
         """`: line | line`, the last that it wrote; empty when it wrote nothing."""

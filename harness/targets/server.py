@@ -87,6 +87,8 @@ def check(server: Server, where: Callable[[Key], str]) -> None:
     """Raises TargetError for what no server can mean; `where` tells a person where a key is."""
     if not server.start:
         raise TargetError(f"{where(('start',))}: is empty; give PROGRAM ARGUMENT … {{port}}")
+    if unusable := [name for name in server.ports if not re.fullmatch(r"[A-Za-z_]\w*", name)]:
+        raise TargetError(f"{where(('ports',))}: {unusable[0]!r} makes no placeholder: give letters, digits and _")
     texts = _texts(server)
     for key, text in texts.items():
         known = [*_PLACES, *(f"{name}_port" for name in server.ports)]

@@ -31,7 +31,7 @@ def from_words(text: str, settings: Settings) -> MakeTarget:
     """Raises TargetError for what there is not, or what it cannot have."""
     name = name_of(text)
     if name == COMMAND:
-        is_described = text.endswith(".toml") or text in description.names()
+        is_described = text in description.names() or (len(_split(text)) == 1 and text.endswith(".toml"))
         return choose(name, replace(settings, server=text) if is_described else replace(settings, command=text))
     words = iter(_split(text)[1:])
     for word in words:

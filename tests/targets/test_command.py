@@ -95,9 +95,8 @@ def test_its_end_is_told_with_its_status_and_its_last_words(start: Start) -> Non
 def test_it_stops_and_leaves_nothing_behind_even_of_a_master_that_died(start: Start) -> None:
     for is_killed in (False, True):
         target = start()
-        master = psutil.Process(target.root_pid)
-        until(lambda: len(master.children()) == 4, "all workers are there")
-        family = [master, *master.children()]
+        until(lambda: len(psutil.Process(target.root_pid).children()) == 4, "all workers are there")  # noqa: B023
+        family = [psutil.Process(target.root_pid), *psutil.Process(target.root_pid).children()]
         if is_killed:
             os.kill(target.root_pid, signal.SIGKILL)
         target.stop()
@@ -152,6 +151,7 @@ def test_a_harness_that_is_killed_leaves_no_server_behind(tmp_path: Path, server
             "command: ended with status 3 before it greeted: one | oh dear",
         ),
         ("sh -c 'kill -SEGV $$' {port}", "command: killed by SIGSEGV before it greeted"),
+        ("sh -c 'kill -41 $$' {port}", "command: killed by signal 41 before it greeted"),
     ],
 )
 def test_one_that_does_not_start_says_why(tmp_path: Path, command: str, words: str) -> None:
@@ -179,6 +179,7 @@ def test_a_port_that_somebody_has_is_told(tmp_path: Path) -> None:
         (Settings(command="server {port}", relays=True), "needs a server that relays to {relay_port}, which command"),
         (Settings(command="server {port}", needs=("tls",)), "needs tls"),
         (Settings(command="server {port}", defects=("x",)), "--defect"),
+        (Settings(command="server {port}", nofile=1 << 40), "--nofile 1099511627776: a process may have "),
     ],
 )
 def test_what_cannot_be_meant_is_said_before_anything_starts(settings: Settings, words: str) -> None:

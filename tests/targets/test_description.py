@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -118,6 +119,27 @@ def test_its_queue_directory_says_which_messages(write: Write, tmp_path: Path) -
     target.stop()
 
 
+def test_a_queue_in_which_directories_come_and_go_is_counted(write: Write, tmp_path: Path) -> None:
+    server = description.read(write('start = ["true", "{port}"]\n[queue]\ndirectory = "{dir}/spool"\n'))
+    target = Command(tmp_path, PORTS, server=server)
+    over = threading.Event()
+
+    def churn() -> None:
+        while not over.is_set():
+            for name in "abcdefgh":
+                (tmp_path / "spool" / name).mkdir(parents=True)
+            for name in "abcdefgh":
+                (tmp_path / "spool" / name).rmdir()
+
+    churning = threading.Thread(target=churn)
+    churning.start()
+    try:
+        assert all(target.owed() == set() for _ in range(500))
+    finally:
+        over.set()
+        churning.join()
+
+
 def test_a_command_of_its_that_fails_is_told(target: Command) -> None:
     with pytest.raises(TargetError, match=r"operations\.fail: .*: status 3; no such thing"):
         target.operate("fail")
@@ -139,6 +161,7 @@ def test_a_command_of_its_that_fails_is_told(target: Command) -> None:
         ('start = ["{port}"]\n[environment]\nA = 1\n', ":2: environment: Expected `str`, got `int`"),
         ('start = ["{port}"]\noffers = ["tsl"]\n', ":2: offers: Invalid enum value 'tsl'"),
         ("start = []\n", ":1: start: is empty"),
+        ('start = ["{port}"]\nports = ["my-http"]\n', ":2: ports: 'my-http' makes no placeholder"),
         ('start = ["server"]\n', ":1: start: has no {port}"),
         ('start = ["{prot}"]\n', ":1: start: no placeholder {prot}; there is {port}, {relay_port}"),
         ('start = ["{port}"]\n[files]\nx = """\nstart = {pid}\n"""\n', ":3: files.x: no placeholder {pid}"),
