@@ -123,7 +123,9 @@ def _open_label(kind: str, target: str, deleted: bool) -> str:
             return "message file" + gone
         if _ENVELOPE.search(target):
             return "envelope file" + gone
-        return f"file {_file_class(target)}{gone}"
+        # A spool may lie anywhere, and in a directory of each run: its files are named from there, as on disk.
+        _, found, inside = target.rpartition("/spool/")
+        return f"spool file {_file_class(inside)}{gone}" if found else f"file {_file_class(target)}{gone}"
     if kind == "directory":
         return f"directory {masked(target)}{gone}"
     if kind == "device":

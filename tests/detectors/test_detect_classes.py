@@ -30,6 +30,8 @@ def label(kind: str, target: str, *, deleted: bool = False) -> str:
         ("file", "/tmp/tmpk3x9_q2", "file /tmp/*"),
         ("file", "/var/log/smtpd.log", "file /var/log/*.log"),
         ("file", "/var/cache/job-17/deadbeef/x.db", "file /var/cache/job-*/*/*.db"),
+        ("file", "runs/20261128-a-run/spool/journal/12", "spool file journal/*"),
+        ("file", "/var/spool/postfix/active/9F2A1", "spool file postfix/active/*"),
         ("device", "/dev/urandom", "device /dev/urandom"),
         ("directory", "/proc/4242/fd", "directory /proc/*/fd"),
         ("pipe", "pipe:[4711]", "pipe"),
