@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import resource
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -85,22 +85,26 @@ def _most_descriptors() -> int:
 
 def _embedded(settings: Settings) -> MakeTarget:
     from harness.targets.embedded import Embedded
-    from mta_under_test.defects import DefectError, parse
 
-    try:
-        defects = [str(parse(text)) for text in settings.defects]
-    except DefectError as error:
-        raise TargetError(str(error)) from error
     return partial(
         Embedded,
         version=__version__,
-        defects=defects,
+        defects=_defects(settings.defects) if settings.defects else [],
         seed=settings.seed,
         host=settings.address,
         port=settings.port,
         nofile=settings.nofile,
         needs=settings.needs,
     )
+
+
+def _defects(texts: Sequence[str]) -> list[str]:
+    from mta_under_test.defects import DefectError, parse  # the whole server, which each overlay must know
+
+    try:
+        return [str(parse(text)) for text in texts]
+    except DefectError as error:
+        raise TargetError(str(error)) from error
 
 
 def _postfix(settings: Settings) -> MakeTarget:
