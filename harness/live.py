@@ -108,7 +108,11 @@ class Live:
             self._write()
 
     def _add(self, now: float, glances: Sequence[Glance]) -> None:
-        """One more reading. The newest is always there, and of those before it every so many. Who is gone is gone."""
+        """One more reading. The newest is always there, and of those before it every so many. Who is gone is gone,
+        unless all are: when the target has been stopped, what it held at the last is still to be seen.
+        """
+        if not glances:
+            return
         board = self._board
         lines = {line.pid: line for line in board.processes}
         if self._looks % self._every:

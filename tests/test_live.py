@@ -93,6 +93,8 @@ def test_the_readings_of_a_long_run_stay_few_and_the_newest_is_always_there(tmp_
     assert parent.descriptors == live._board.times, "each reading stands at its time"
     assert len(late.descriptors) == len(live._board.times)
     assert {value for at, value in zip(live._board.times, late.descriptors, strict=True) if at < 400} == {None}
+    live._add(9e8, [])  # stopped
+    assert live._board.processes
     live._add(9e9, [Glance(2, "late", 7, 0, 0)])
     assert [line.pid for line in live._board.processes] == [2], "who is gone is gone"
 
