@@ -1,4 +1,4 @@
-"""A real smtpd for each test, and a remote MX that it relays to."""
+"""A real smtpd for each test, and a remote MX that it relays to; or one for all of a module that leave it as it was."""
 
 from __future__ import annotations
 
@@ -16,6 +16,15 @@ from tests.processes.local import Place
 def mx() -> Iterator[RemoteMX]:
     with RemoteMX({"refusing": "", "home": ""}) as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def lasting_smtpd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Smtpd]:
+    """For tests that ask it and leave no trace in it. Its mail arrives."""
+    with RemoteMX({"refusing": "", "home": ""}) as server:
+        daemon = Smtpd(tmp_path_factory.mktemp("smtpd"), CONFIGURATION.format(**server.ports))
+        yield daemon
+        daemon.stop()
 
 
 @pytest.fixture
@@ -42,6 +51,13 @@ def smtpd(start_smtpd: Callable[..., Smtpd], mx: RemoteMX) -> Smtpd:
 
 @pytest.fixture
 def place() -> Iterator[Place]:
+    homes = Place()
+    yield homes
+    homes.close()
+
+
+@pytest.fixture(scope="module")
+def lasting_place() -> Iterator[Place]:
     homes = Place()
     yield homes
     homes.close()

@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -32,14 +31,23 @@ def tool(name: str) -> str:
     return found
 
 
-@pytest.fixture
-def server(start_smtpd: StartSmtpd, mx: RemoteMX, tmp_path: Path) -> Smtpd:
+@pytest.fixture(scope="module")
+def mx() -> Iterator[RemoteMX]:
+    with RemoteMX({"refusing": ""}) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def server(mx: RemoteMX, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Smtpd]:
     """A plain port, one with STARTTLS and AUTH, one with TLS from the first byte."""
+    tmp_path = tmp_path_factory.mktemp("server")
     certificate, key = self_signed("localhost", rsa=True)
     (tmp_path / "cert.pem").write_bytes(certificate)
     (tmp_path / "key.pem").write_bytes(key)
     pki = "pki localhost"
-    return start_smtpd(f"""
+    smtpd = Smtpd(
+        tmp_path,
+        f"""
 {pki} cert "{tmp_path}/cert.pem" key "{tmp_path}/key.pem" dhe auto
 table users {{ bob = "{encrypt("secret")}" }}
 listen on 127.0.0.1 port 0
@@ -48,7 +56,10 @@ listen on 127.0.0.1 port 0 smtps {pki} auth-optional <users> tag secure
 action "out" relay host smtp://127.0.0.1:{mx.ports["refusing"]}
 match tag submission auth from any for any action "out"
 match from any for any action "out"
-""")
+""",
+    )
+    yield smtpd
+    smtpd.stop()
 
 
 PLAIN, SUBMISSION, SECURE = 0, 1, 2
@@ -83,10 +94,11 @@ def test_swaks(server: Smtpd, mx: RemoteMX, port: int, options: tuple[str, ...],
     to = () if "--to" in options else ("--to", "x@accepted.test")
     command = [tool("swaks"), "--server", "127.0.0.1", "--port", str(server.ports[port]), *to]
     command += ["--from", "bob@sender.test", "--helo", "swaks.test", "--timeout", "10", *options]
+    before = len(mx.ledger().delivered)
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == status, done.stdout + done.stderr
-    if status == 0:
-        until(lambda: mx.ledger().delivered, "delivery")
+    until(server.at_rest, "rest")
+    assert len(mx.ledger().delivered) == before + (status == 0)
 
 
 def test_many_recipients_from_swaks_reach_an_lmtp_server(start_smtpd: StartSmtpd) -> None:

@@ -31,9 +31,13 @@ def at_rest(smtpd: Smtpd) -> bool:
 
 def status_of(smtpd: Smtpd) -> str:
     """The last error of the one envelope in the queue."""
-    until(lambda: smtpd.stats().get("scheduler.delivery.tempfail"), "a temporary failure")
-    (line,) = smtpd.smtpctl("show", "queue").stdout.splitlines()
-    return line.rsplit("|", 1)[1]
+
+    def told() -> list[str]:
+        return [line.rsplit("|", 1)[1] for line in smtpd.smtpctl("show", "queue").stdout.splitlines()]
+
+    until(lambda: any(told()), "a temporary failure")
+    (status,) = told()
+    return status
 
 
 # ---- maildir

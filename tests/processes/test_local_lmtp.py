@@ -32,6 +32,32 @@ def config(place: Place, destination: object, options: str = "") -> str:
     )
 
 
+@pytest.fixture(scope="module")
+def lasting_lmtp() -> Iterator[LmtpServer]:
+    server = LmtpServer()
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="module")
+def lasting_smtpd(
+    lasting_place: Place, lasting_lmtp: LmtpServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Smtpd]:
+    """For tests that change only what the LMTP server answers."""
+    smtpd = Smtpd(tmp_path_factory.mktemp("smtpd"), config(lasting_place, f"127.0.0.1:{lasting_lmtp.port}"))
+    yield smtpd
+    smtpd.stop()
+
+
+@pytest.fixture
+def answers(request: pytest.FixtureRequest, lasting_smtpd: Smtpd, lasting_lmtp: LmtpServer) -> Iterator[None]:
+    """The LMTP server answers so; then nothing of the mail is left."""
+    lasting_lmtp.answers = dict(request.param)
+    yield
+    lasting_smtpd.smtpctl("remove", "all")
+    until(lambda: at_rest(lasting_smtpd), "rest")
+
+
 def test_one_session_for_all_recipients_of_a_message(start_smtpd: StartSmtpd, place: Place, lmtp: LmtpServer) -> None:
     smtpd = start_smtpd(config(place, f"127.0.0.1:{lmtp.port}"))
     smtpd.send("bob@here.test", "Eve+tag@here.test", text="Subject: hi\r\n\r\n.dot\r\nend\r\n")
@@ -90,14 +116,12 @@ def test_a_refused_recipient_is_bounced(start_smtpd: StartSmtpd, place: Place, l
         ({"END bob": ""}, "451 4.4.2 The LMTP server hung up"),
         ({"MAIL": "nonsense"}, "451 4.5.0 LMTP: not a reply line: 'nonsense'"),
     ],
+    indirect=["answers"],
 )
-def test_trouble_keeps_the_mail(
-    start_smtpd: StartSmtpd, place: Place, lmtp: LmtpServer, answers: dict[str, str], status: str
-) -> None:
-    lmtp.answers |= answers
-    smtpd = start_smtpd(config(place, f"127.0.0.1:{lmtp.port}"))
-    smtpd.send("bob@here.test")
-    assert status_of(smtpd) == status
+@pytest.mark.usefixtures("answers")
+def test_trouble_keeps_the_mail(lasting_smtpd: Smtpd, status: str) -> None:
+    lasting_smtpd.send("bob@here.test")
+    assert status_of(lasting_smtpd) == status
 
 
 def test_no_server_there(start_smtpd: StartSmtpd, place: Place) -> None:
@@ -111,21 +135,19 @@ def test_no_server_there(start_smtpd: StartSmtpd, place: Place) -> None:
     assert status_of(smtpd).startswith("451 4.4.1 127.0.0.1")
 
 
-@pytest.mark.parametrize("answers", [{}, {"connect": ""}, {"RCPT bob": "450 no"}, {"DATA": ""}, {"END bob": ""}])
-def test_sessions_leave_no_descriptor(
-    start_smtpd: StartSmtpd, place: Place, lmtp: LmtpServer, answers: dict[str, str]
-) -> None:
-    lmtp.answers |= answers
-    smtpd = start_smtpd(config(place, f"127.0.0.1:{lmtp.port}"))
-
+@pytest.mark.parametrize(
+    "answers", [{}, {"connect": ""}, {"RCPT bob": "450 no"}, {"DATA": ""}, {"END bob": ""}], indirect=True
+)
+@pytest.mark.usefixtures("answers")
+def test_sessions_leave_no_descriptor(lasting_smtpd: Smtpd, lasting_lmtp: LmtpServer) -> None:
     def deliver(count: int) -> int:
-        smtpd.smtpctl("remove", "all")
-        before = lmtp.sessions
+        lasting_smtpd.smtpctl("remove", "all")
+        before = lasting_lmtp.sessions
         for _ in range(count):
-            smtpd.send("bob@here.test")
-        until(lambda: lmtp.sessions == before + count, "sessions")
-        until(lambda: at_rest(smtpd), "rest")
-        return len(smtpd.descriptors("delivery"))
+            lasting_smtpd.send("bob@here.test")
+        until(lambda: lasting_lmtp.sessions == before + count, "sessions")
+        until(lambda: at_rest(lasting_smtpd), "rest")
+        return len(lasting_smtpd.descriptors("delivery"))
 
     first = deliver(2)
     until(lambda: deliver(6) == first, "no more descriptors than before")

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 
 import pytest
 
-from harness.remote_mx.process import RemoteMX
 from mta_under_test import smtpctl
 from mta_under_test.ipc.client import ControlError
 from mta_under_test.ipc.messages import Kind
@@ -96,24 +95,24 @@ def watching(smtpd: Smtpd, *words: str) -> Iterator[list[str]]:
         process.stdout.close()
 
 
-def test_a_trace_starts_and_ends_without_a_restart(smtpd: Smtpd, mx: RemoteMX) -> None:
-    with watching(smtpd, "trace", "transfer") as lines:
-        smtpd.send("x@accepted.test")
+def test_a_trace_starts_and_ends_without_a_restart(lasting_smtpd: Smtpd) -> None:
+    with watching(lasting_smtpd, "trace", "transfer") as lines:
+        lasting_smtpd.send("x@accepted.test")
         until(lambda: any("RCPT TO:<x@accepted.test>" in line for line in lines), "the dialogue in the trace")
         assert all(line.startswith("transfer: ") for line in lines)
-    until(lambda: smtpd.stats()["control.watching"] == 0, "the watcher is forgotten")
+    until(lambda: lasting_smtpd.stats()["control.watching"] == 0, "the watcher is forgotten")
 
 
-def test_untrace_ends_the_stream_of_every_watcher(smtpd: Smtpd) -> None:
-    with watching(smtpd, "trace", "smtp"), watching(smtpd, "trace", "smtp"):
-        until(lambda: smtpd.stats()["control.watching"] == 2, "two watchers")
-        assert smtpd.smtpctl("untrace", "smtp").returncode == 0
-        until(lambda: smtpd.stats()["control.watching"] == 0, "no watcher")
+def test_untrace_ends_the_stream_of_every_watcher(lasting_smtpd: Smtpd) -> None:
+    with watching(lasting_smtpd, "trace", "smtp"), watching(lasting_smtpd, "trace", "smtp"):
+        until(lambda: lasting_smtpd.stats()["control.watching"] == 2, "two watchers")
+        assert lasting_smtpd.smtpctl("untrace", "smtp").returncode == 0
+        until(lambda: lasting_smtpd.stats()["control.watching"] == 0, "no watcher")
 
 
-def test_profile_imsg_names_both_processes_the_kind_the_bytes_and_the_time(smtpd: Smtpd) -> None:
-    with watching(smtpd, "profile", "imsg") as lines:
-        smtpd.send("x@accepted.test")
+def test_profile_imsg_names_both_processes_the_kind_the_bytes_and_the_time(lasting_smtpd: Smtpd) -> None:
+    with watching(lasting_smtpd, "profile", "imsg") as lines:
+        lasting_smtpd.send("x@accepted.test")
         until(lambda: any("smtp -> queue COMMIT_MESSAGE" in line for line in lines), "a commit in the profile")
         line = next(line for line in lines if "COMMIT_MESSAGE" in line)
         assert line.split()[:5] == ["imsg:", "smtp", "->", "queue", "COMMIT_MESSAGE"]
@@ -121,26 +120,26 @@ def test_profile_imsg_names_both_processes_the_kind_the_bytes_and_the_time(smtpd
         assert float(line.split()[7]) > 0
 
 
-def test_profile_queue_times_the_disk(smtpd: Smtpd) -> None:
-    with watching(smtpd, "profile", "queue") as lines:
-        smtpd.send("x@accepted.test")
+def test_profile_queue_times_the_disk(lasting_smtpd: Smtpd) -> None:
+    with watching(lasting_smtpd, "profile", "queue") as lines:
+        lasting_smtpd.send("x@accepted.test")
         until(lambda: any("envelope_delete" in line for line in lines), "the envelope's end in the profile")
     operations = [line.split()[1] for line in lines]
     assert {"message_create", "envelope_create", "message_fd_rw", "message_commit", "message_fd_r"} <= set(operations)
     assert all((words[0], words[3]) == ("queue:", "ms") and float(words[2]) >= 0 for words in map(str.split, lines))
 
 
-def test_show_stats_and_log_levels(smtpd: Smtpd) -> None:
-    stats = dict(line.split("=") for line in smtpd.smtpctl("show", "stats").stdout.splitlines())
+def test_show_stats_and_log_levels(lasting_smtpd: Smtpd) -> None:
+    stats = dict(line.split("=") for line in lasting_smtpd.smtpctl("show", "stats").stdout.splitlines())
     assert stats["smtp.session"] == "0"
     assert "uptime" in stats
     assert "imsg.queue.scheduler.bytes" in stats
-    assert smtpd.smtpctl("log", "verbose").stdout == "command succeeded\n"
+    assert lasting_smtpd.smtpctl("log", "verbose").stdout == "command succeeded\n"
 
 
-def test_the_daemon_refuses_what_it_does_not_know_and_stays_up(smtpd: Smtpd) -> None:
-    assert "there is imsg, imsg-size, io, smtp, filter" in smtpd.smtpctl("trace", "nonsense").stderr
-    with smtpd.control() as client:
+def test_the_daemon_refuses_what_it_does_not_know_and_stays_up(lasting_smtpd: Smtpd) -> None:
+    assert "there is imsg, imsg-size, io, smtp, filter" in lasting_smtpd.smtpctl("trace", "nonsense").stderr
+    with lasting_smtpd.control() as client:
         for kind in (Kind.BATCH, Kind.OK, Kind.SUBMIT):
             with pytest.raises(ControlError, match="not a request"):
                 client.ask(kind)
@@ -149,7 +148,7 @@ def test_the_daemon_refuses_what_it_does_not_know_and_stays_up(smtpd: Smtpd) -> 
         client.tell(Kind.STATS)  # without a request id
         with pytest.raises(ControlError):
             client.stats()
-    assert smtpd.stats()
+    assert lasting_smtpd.stats()
 
 
 def test_stats_tell_gauges_from_totals_and_traffic_by_kind(smtpd: Smtpd) -> None:

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -37,19 +37,23 @@ def watcher(smtpd: Smtpd, output: Path, *words: str) -> Iterator[subprocess.Pope
         process.wait(10)
 
 
-@pytest.fixture
-def busy(start_smtpd: Callable[..., Smtpd], mx: RemoteMX) -> Smtpd:
-    """A daemon whose mail passes through everything that there is to trace."""
-    configuration = CONFIGURATION.format(**mx.ports).replace(
-        'action "outbound" relay', 'table names { 127.0.0.1 = "named.test" }\naction "outbound" relay helo-src <names>'
-    )
-    filtered = 'filter f phase mail-from match mail-from "nobody@x.test" reject "550 no"\n'
-    return start_smtpd(filtered + configuration.replace("port 0", "port 0 filter f"))
+@pytest.fixture(scope="module")
+def busy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Smtpd]:
+    """A daemon whose mail passes through everything that there is to trace, and is refused at the end."""
+    with RemoteMX({"refusing": "rcpt=550", "home": ""}) as mx:
+        configuration = CONFIGURATION.format(**mx.ports).replace(
+            'action "outbound" relay',
+            'table names { 127.0.0.1 = "named.test" }\naction "outbound" relay helo-src <names>',
+        )
+        filtered = 'filter f phase mail-from match mail-from "nobody@x.test" reject "550 no"\n'
+        daemon = Smtpd(tmp_path_factory.mktemp("busy"), filtered + configuration.replace("port 0", "port 0 filter f"))
+        yield daemon
+        daemon.stop()
 
 
 # Something that only this subsystem says when a message is refused by the remote MX and comes back as a bounce.
 SAID = {
-    "imsg": "smtp -> queue: CREATE_MESSAGE",
+    "imsg": "smtp -> queue: COMMIT_MESSAGE",
     "imsg-size": "queue -> scheduler: SUBMIT ",
     "io": " in ",
     "smtp": "Mail -> 250",
@@ -62,13 +66,12 @@ SAID = {
     "rules": "<a@sender.test> to <x@refused.test>: action outbound",
     "tables": "<names> 127.0.0.1: named.test",
     "queue": " committed",
-    "stat": "mta.delivery.permfail 1",
+    "stat": "mta.delivery.permfail ",
 }
 
 
 @pytest.mark.parametrize("subsystem", WATCHED[Kind.TRACE])
-def test_every_subsystem_is_traced(busy: Smtpd, mx: RemoteMX, tmp_path: Path, subsystem: str) -> None:
-    mx.set_policy("refusing", "rcpt=550")
+def test_every_subsystem_is_traced(busy: Smtpd, tmp_path: Path, subsystem: str) -> None:
     output = tmp_path / "trace"
     with watcher(busy, output, "trace", subsystem):
         busy.send("x@refused.test")
@@ -78,8 +81,7 @@ def test_every_subsystem_is_traced(busy: Smtpd, mx: RemoteMX, tmp_path: Path, su
     until(lambda: busy.stats()["control.watching"] == 0, "nothing is left of the watcher")
 
 
-def test_all_is_everything_and_other_years_names_are_understood(busy: Smtpd, mx: RemoteMX, tmp_path: Path) -> None:
-    mx.set_policy("refusing", "rcpt=550")
+def test_all_is_everything_and_other_years_names_are_understood(busy: Smtpd, tmp_path: Path) -> None:
     everything, transfer = tmp_path / "all", tmp_path / "mta"
     with watcher(busy, everything, "trace", "all"), watcher(busy, transfer, "trace", "mta"):
         busy.send("x@refused.test")
@@ -89,15 +91,15 @@ def test_all_is_everything_and_other_years_names_are_understood(busy: Smtpd, mx:
     until(lambda: busy.stats()["control.watching"] == 0, "no watcher")
 
 
-def test_watchers_see_what_each_asked_for(smtpd: Smtpd, tmp_path: Path) -> None:
+def test_watchers_see_what_each_asked_for(lasting_smtpd: Smtpd, tmp_path: Path) -> None:
     outputs = {name: tmp_path / name for name in ("smtp", "scheduler", "queue")}
     with (
-        watcher(smtpd, outputs["smtp"], "trace", "smtp"),
-        watcher(smtpd, outputs["scheduler"], "trace", "scheduler"),
-        watcher(smtpd, outputs["queue"], "trace", "queue"),
-        watcher(smtpd, tmp_path / "profile", "profile", "imsg"),
+        watcher(lasting_smtpd, outputs["smtp"], "trace", "smtp"),
+        watcher(lasting_smtpd, outputs["scheduler"], "trace", "scheduler"),
+        watcher(lasting_smtpd, outputs["queue"], "trace", "queue"),
+        watcher(lasting_smtpd, tmp_path / "profile", "profile", "imsg"),
     ):
-        smtpd.send("x@accepted.test")
+        lasting_smtpd.send("x@accepted.test")
         for name, output in outputs.items():
             until(lambda output=output: output.read_text(), f"{name}'s trace")
         until(lambda: "ENVELOPE_DONE" in (tmp_path / "profile").read_text(), "the profile")
@@ -188,8 +190,8 @@ def test_monitor_counts_from_one_second_to_the_next() -> None:
     assert columns == [1, 0, 1, 5, 1, 1, -7, 0, 0, 0, 3, 0, 0]
 
 
-def test_stats_have_the_keys_of_opensmtpd(smtpd: Smtpd) -> None:
-    stats = smtpd.stats()
+def test_stats_have_the_keys_of_opensmtpd(lasting_smtpd: Smtpd) -> None:
+    stats = lasting_smtpd.stats()
     for key in (
         "smtp.session", "mta.session", "mta.task", "mta.task.running", "mta.envelope", "mta.relay", "mta.domain",
         "mta.host", "mta.route", "mta.source", "mta.connector", "scheduler.envelope", "scheduler.envelope.inflight",
