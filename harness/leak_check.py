@@ -176,8 +176,11 @@ class LeakCheck:
         wanted = [finding for finding in record.findings if is_attributable(finding)]
         if self._traced and wanted and self._target.agent_directory is not None:
             tracing = Tracing(self._target.root_pid, self._target.agent_directory)
-            match(record, wanted, tracing, self._target.spool)
-            record.attribution = "the target was traced while it was checked"
+            try:
+                match(record, wanted, tracing, self._target.spool)
+                record.attribution = "the target was traced while it was checked"
+            except (OSError, msgspec.DecodeError) as error:  # what was found stays found
+                record.attribution = f"where it was made cannot be told: {error}"
         self.is_judged = True
 
     # ---- observing

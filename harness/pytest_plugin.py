@@ -66,7 +66,7 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         except TypeError as error:
             raise pytest.UsageError(f"{item.nodeid}: {error}") from None
         if RECORD not in item.fixturenames and (asked.scenario or not {"mta", "target"} & set(item.fixturenames)):
-            item.fixturenames.append(RECORD)
+            item.fixturenames = [*item.fixturenames, RECORD]  # the list itself is that of all parameters' tests
 
 
 @pytest.hookimpl(wrapper=True)

@@ -79,6 +79,16 @@ def test_a_check_that_is_left_early_is_not_judged() -> None:
     assert check.record.verdict == "inconclusive"
 
 
+@pytest.mark.parametrize("live", [("--leak", __file__)], indirect=True)
+def test_a_trace_that_cannot_be_read_costs_no_finding(live: Live, tmp_path: Path) -> None:
+    (tmp_path / f"{live.pid}.trace").write_text("half of")
+    check = LeakCheck(watched(live.process, tmp_path), "visits", profile=COUNTS, first_dose=5, traced=True)
+    for units in check.doses():
+        live.visit(units)
+    assert check.record.verdict == "leak"
+    assert check.record.attribution.startswith("where it was made cannot be told: ")
+
+
 def test_what_can_be_watched_and_what_cannot(tmp_path: Path) -> None:
     assert watched(None).root_pid == watched(os.getpid()).root_pid == os.getpid()
     with pytest.raises(TypeError, match=r"of a process with \.pid"):

@@ -129,6 +129,16 @@ def test_no_such_scenario():
     assert "During handling" not in done.stdout
 
 
+def test_of_a_test_with_parameters_only_those_that_are_marked_are_runs(pytest_of: Pytest) -> None:
+    done = pytest_of('''
+@pytest.mark.parametrize("number", [1, pytest.param(2, marks=pytest.mark.leakcheck(scenario="few.py")), 3])
+def test_it(number):
+    pass
+''', "--setup-plan")  # fmt: skip
+    planned = re.findall(r"test_it\.py::test_it\[(\d)\] \(fixtures used: (.*)\)", done.stdout)
+    assert planned == [("1", "number"), ("2", "leak_record, number"), ("3", "number")], done.stdout
+
+
 def test_a_mail_server_and_a_remote_mx_are_there_for_the_asking(pytest_of: Pytest) -> None:
     done = pytest_of('''
 def send(address):
