@@ -143,7 +143,7 @@ def run(wanted: Wanted) -> int:
     except _Skip as skip:
         print(f"SKIP: {skip}")
         return SKIP
-    except (RecordError, Incomparable) as error:
+    except (RecordError, Incomparable, OSError) as error:  # of a full disk no build is guilty
         print(f"seatbelt: {error}", file=sys.stderr)
         return USAGE
     _tell(found, b, directory, wanted)
@@ -204,7 +204,7 @@ def _record(name: str, build: Build, scenario: Scenario, directory: Path, wanted
         raise _Skip(f"{name} does not start: {error}") from error
     record.command = shlex.join(["seatbelt", *sys.argv[1:]])
     keeping.keep(record, where)
-    if any(incident.kind == "interrupted" for incident in record.incidents):
+    if record.was_interrupted:
         raise KeyboardInterrupt
     return record
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import subprocess
 import sys
@@ -45,11 +47,15 @@ def run(path: Path, add: Path | None, build: str, *, every: bool) -> int:
 
 
 def append(path: Path, record: RunRecord, build: str) -> None:
-    """One line more, whole or not at all. Raises OSError."""
+    """One line more, whole or not at all, also when runs that end together add theirs. Raises OSError."""
     text = history.line(history.entry(record, build or _build() or record.began))
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     try:
-        os.write(descriptor, text)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        before = os.fstat(descriptor).st_size
+        if os.write(descriptor, text) < len(text):
+            os.ftruncate(descriptor, before)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
     finally:
         os.close(descriptor)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shlex
 import subprocess
 import sys
@@ -13,6 +15,7 @@ from typer.testing import CliRunner
 
 from harness.ab import BAD, GOOD, SKIP, difference
 from harness.cli import app
+from harness.experiment import Experiment
 from reports.record import Dose, Finding, Process, RunRecord, Snapshot, TargetInfo, Verdict
 from reports.record import Tested as Judged
 
@@ -135,6 +138,15 @@ def test_bad_input_is_one_clear_line_and_ends_a_bisection(scenario: Path, a: str
     assert status == 128
     assert said in output
     assert len(output.splitlines()) == 1
+
+
+def test_of_a_full_disk_no_build_is_guilty(scenario: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(self: Experiment) -> RunRecord:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Experiment, "run", run)
+    status, output = ab(scenario, "./server {port}", "./server {port}")
+    assert (status, output) == (128, "seatbelt: [Errno 28] No space left on device\n")
 
 
 def test_a_wrong_option_is_no_bad_commit() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import subprocess
 from pathlib import Path
 
@@ -115,6 +116,20 @@ def test_a_record_is_added_with_what_git_says(tmp_path: Path, monkeypatch: pytes
     assert f"to {commit.stdout.strip()}" in told(path, "--add", "r.json")
     assert "3 runs" in told(path, "--add", "r.json", "--build", "nightly-7")
     assert "to nightly-7" in told(path)
+
+
+def test_a_line_that_does_not_fit_leaves_the_history_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "history.jsonl"
+    command.append(path, record(), "v1")
+    before = path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 10, limits[1]))  # as a disk that is almost full
+    try:
+        with pytest.raises(OSError, match="No space left"):
+            command.append(path, record(), "v2")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == before
 
 
 def test_a_file_that_is_none_is_one_clear_line(tmp_path: Path) -> None:
