@@ -78,11 +78,15 @@ def test_the_page_has_no_serious_violation_and_fetches_from_here_only(
     boards.write(board(), path)
     with SmtpSink() as sink, LoadProcess("accepted", 1, seed=1, web=WebOrder("127.0.0.1", 0, str(path))) as load:
         page = load.ready("127.0.0.1", sink.port).page
-        seen = looked(page, scheme=scheme, width=width, wait_for="#processes tr", script="document.title")
+        next_run = "(showFindings([]), at('findings').textContent)"  # in the same page, as locust starts it
+        script = f"[document.title, {next_run}]"
+        seen = looked(page, scheme=scheme, width=width, wait_for="#processes tr", script=script)
     assert seen.serious == []
     assert seen.errors == []
     assert all(address.startswith(page) for address in seen.requested)
-    assert seen.answer == "leak so far: slow (Seatbelt)"
+    title, findings = seen.answer
+    assert title == "leak so far: slow (Seatbelt)"
+    assert findings.startswith("Nothing so far.")
 
 
 def test_a_press_ends_the_dose_with_the_sessions_that_have_begun(tmp_path: Path) -> None:
