@@ -211,7 +211,6 @@ class Sight:
     def types(self, role: str) -> list[str]:
         """``transfer_routes.Relay, 20 more``: what there is more and more of, the program's own types first."""
         grown = [each for _, trace in self._with_role(role) for each in trace.types]
-        grown.sort(key=lambda each: ("." not in each[0], -each[1]))
         return [
             f"{name}, {count} more"
             for name, count in sorted(grown, key=lambda each: ("." not in each[0], -each[1]))[:MOST_TYPES]

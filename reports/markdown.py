@@ -71,7 +71,7 @@ def _finding(record: RunRecord, number: int, finding: Finding) -> Iterator[str]:
         yield "| left | " + " | ".join(map(str, finding.survivors)) + " |"
     if finding.opened_at:
         yield ""
-        yield f"Opened at{f' (told by {finding.traced_by})' if finding.traced_by else ''}:"
+        yield f"{answers.opened(finding)}{f' (told by {finding.traced_by})' if finding.traced_by else ''}:"
         yield from _fenced("\n".join(finding.opened_at[:MAX_STACK]))
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from statistics import median
 from typing import NamedTuple
 
 LEAST = 3  # builds on either side: fewer are an accident
@@ -36,7 +37,7 @@ def changes(values: Sequence[float], alpha: float) -> list[Change]:
     found = sorted(_splits(values, 0, alpha))
     ends = [0, *(at for at, _ in found), len(values)]
     return [
-        Change(at, _median(values[ends[number] : at]), _median(values[at : ends[number + 2]]), chance)
+        Change(at, median(values[ends[number] : at]), median(values[at : ends[number + 2]]), chance)
         for number, (at, chance) in enumerate(found)
     ]
 
@@ -71,8 +72,3 @@ def _split(values: Sequence[float], alpha: float) -> tuple[int, float]:
             at = int(left[distance[0].argmax()])
         numpy.maximum(largest, distance.max(axis=1), out=largest)
     return at, float((largest >= largest[0] * (1 - EQUAL)).sum() / len(largest))
-
-
-def _median(values: Sequence[float]) -> float:
-    ordered = sorted(values)
-    return (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2

@@ -33,10 +33,12 @@ def read(pid: int) -> KernelMemory | None:
 
 def directory_of(pid: int | str) -> Path | None:
     """Of the memory cgroup that a process is in; None where there is none, or the process is gone (cgroups(7))."""
-    for line in (read_file(f"/proc/{pid}/cgroup") or b"").decode().splitlines():
+    mounts = _mounts()
+    for line in _lines(f"/proc/{pid}/cgroup"):
         _, controllers, path = line.split(":", 2)
-        if root := _mounts().get("memory" if "memory" in controllers.split(",") else "" if not controllers else "-"):
-            return root / path.lstrip("/")
+        for controller in controllers.split(","):  # none in v2
+            if controller in mounts:
+                return mounts[controller] / path.lstrip("/")
     return None
 
 
@@ -44,7 +46,7 @@ def directory_of(pid: int | str) -> Path | None:
 def _mounts() -> dict[str, Path]:
     """Where memory is counted: v1's hierarchy as `memory`; v2's, if it has the controller, as ``."""
     found: dict[str, Path] = {}
-    for line in (read_file("/proc/self/mountinfo") or b"").decode().splitlines():
+    for line in _lines("/proc/self/mountinfo"):
         before, _, after = line.partition(" - ")
         place = Path(before.split(" ")[4])
         kind, _, options = after.split(" ", 2)
@@ -55,5 +57,7 @@ def _mounts() -> dict[str, Path]:
     return found
 
 
-def _lines(path: Path) -> list[str]:
-    return (read_file(str(path)) or b"").decode().splitlines()
+def _lines(path: Path | str) -> list[str]:
+    """What a mount point is called may be no UTF-8, and have any character but a line's end."""
+    text = (read_file(str(path)) or b"").decode("utf-8", "surrogateescape")
+    return [line for line in text.split("\n") if line]
