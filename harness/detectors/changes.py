@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 LEAST = 3  # builds on either side: fewer are an accident
 SHUFFLES = 5  # times 1/alpha
+FEW, UNLIKELY = 100, 0.1  # so many are enough to see that nothing changed, which most series show
 EQUAL = 1e-9  # of a distance: what differs less has been rounded
 
 
@@ -45,13 +46,15 @@ def changes(values: Sequence[float], alpha: float) -> list[Change]:
 def _splits(values: Sequence[float], first: int, alpha: float) -> list[tuple[int, float]]:
     if len(values) < 2 * LEAST:
         return []
-    at, chance = _split(values, alpha)
+    at, chance = _split(values, FEW)
+    if chance < UNLIKELY:
+        at, chance = _split(values, math.ceil(SHUFFLES / alpha))
     if chance > alpha:
         return []
     return [(first + at, chance), *_splits(values[:at], first, alpha), *_splits(values[at:], first + at, alpha)]
 
 
-def _split(values: Sequence[float], alpha: float) -> tuple[int, float]:
+def _split(values: Sequence[float], shuffles: int) -> tuple[int, float]:
     """The best split, and how often shuffled values have one as good."""
     import numpy
     from scipy.stats import rankdata  # type: ignore[import-untyped]
@@ -60,7 +63,7 @@ def _split(values: Sequence[float], alpha: float) -> tuple[int, float]:
     ranks = rankdata(values) - (size + 1) / 2
     # The same series always gets the same answer.
     random = numpy.random.default_rng(size)
-    shuffled = random.permuted(numpy.tile(ranks, (math.ceil(SHUFFLES / alpha), 1)), axis=1)
+    shuffled = random.permuted(numpy.tile(ranks, (shuffles, 1)), axis=1)
     sums = numpy.cumsum(numpy.vstack([ranks, shuffled]), axis=1)  # the first row is the series itself
     largest = numpy.zeros(len(sums))
     at = LEAST

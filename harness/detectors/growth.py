@@ -31,12 +31,13 @@ least half of the role: a process that begins brings its memory along, one that 
 growth with the work. Else the role is not judged, which spoils nothing; only one process that took the place of one
 other, once, is a restart, which nobody explained.
 
-Error rates: half of the run's alpha is for memory, divided by the number of roles judged; round k (from 1) spends
-2^-k of that, so the number of rounds need not be known. Measured by tests/detectors/test_detect_growth.py at alpha
-0.01, 8 roles, five rounds of 16 x 50 units doubling, level noise of 8 kB: no LEAK in 6 x 480 leak-free series (flat,
-AR(1), steps, sawtooth, log fill, high-water mark), all but one of them proven CLEAN; a leak of 256 bytes a unit is
-found in all of 6 x 480 series, one of 64 bytes in 97 of 100 of five worlds (a sawtooth of 150 kB hides it: 24 in 100,
-the others INCONCLUSIVE). The tests assert a little less, on fewer series.
+Error rates: half of the run's alpha is for memory, divided by the number of series that are judged (a role's own, and
+what goes beside it); the k-th round after the first spends 2^-k of that, so the number of rounds need not be known.
+Measured by tests/detectors/test_detect_growth.py at alpha 0.01, 8 roles, five rounds of 16 x 50 units doubling, level
+noise of 8 kB: no LEAK in 6 x 480 leak-free series (flat, AR(1), steps, sawtooth, log fill, high-water mark), all but
+one of them proven CLEAN; a leak of 256 bytes a unit is found in all of 6 x 480 series, one of 64 bytes in 97 of 100 of
+five worlds (a sawtooth of 150 kB hides it: 24 in 100, the others INCONCLUSIVE). The tests assert a little less, on
+fewer series.
 """
 
 from __future__ import annotations

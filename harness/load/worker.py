@@ -28,7 +28,7 @@ def run(host: str, port: int, *, until_input_ends: bool = False) -> int:
     print(f"waiting for the master at {host}:{port}; Ctrl-C ends it", file=sys.stderr, flush=True)
     try:
         runner = environment.create_worker_runner(host, port)  # tries for five minutes
-    except (ConnectionError, OSError):
+    except OSError:
         print(f"seatbelt worker: nobody answers at {host}:{port}; see that the master runs", file=sys.stderr)
         return USAGE
     except (KeyboardInterrupt, SystemExit):  # locust's own answer to Ctrl-C at this point

@@ -157,8 +157,9 @@ def is_wanted(environment: Environment) -> bool:
 def arguments(environment: Environment) -> list[str]:
     """For `seatbelt run`. Raises ValueError for a quotation that does not end."""
     options = environment.parsed_options
+    assert options is not None, "a target is known by an option"
     words = [f"--{name}={value}" for name in ("target", "attach") if (value := getattr(options, f"seatbelt_{name}"))]
-    return words + shlex.split(options.seatbelt_options or "") if options is not None else words
+    return words + shlex.split(options.seatbelt_options or "")
 
 
 # ---- locust's events

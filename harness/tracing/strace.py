@@ -43,6 +43,7 @@ _CALL = re.compile(
 )
 _FRAME = re.compile(r" > (/[^(]*)\(.*\) \[0x([0-9a-f]+)\]")  # the place in the file
 _DESCRIPTOR = re.compile(r"(\d+)<([^>]*)>")
+_PAIR = re.compile(r"\[\d+<[^>]*>, \d+<[^>]*>\]")  # another thread may have closed it: then it is a bare number
 _RIGHTS = re.compile(r"cmsg_type=SCM_RIGHTS, cmsg_data=\[([^{}]*)\]")
 
 
@@ -153,9 +154,9 @@ def _told(call: Call, owners: dict[int, int]) -> Iterator[Event]:
                 for number, what in _DESCRIPTOR.findall(rights)
             )
     elif call.name in PAIRS:
-        pair = call.arguments[call.arguments.rindex("[", 0, call.arguments.index("<")) :]
-        for number, what in _DESCRIPTOR.findall(pair)[:2]:
-            yield Event("opened", pid, int(number), what, call.frames)
+        for pair in _PAIR.findall(call.arguments):
+            for number, what in _DESCRIPTOR.findall(pair):
+                yield Event("opened", pid, int(number), what, call.frames)
     elif call.what and (call.name != "fcntl" or "F_DUPFD" in call.arguments):
         yield Event("opened", pid, call.result, call.what.removesuffix(" (deleted)"), call.frames)
 

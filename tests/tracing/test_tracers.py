@@ -18,7 +18,7 @@ from harness.tracing import Trace, Tracer
 from harness.tracing.choice import Tracing
 from harness.tracing.strace import Strace
 from harness.tracing.tracker import Tracker
-from reports.record import Process
+from reports.record import Descriptor, Process
 from tests.compiled import compiled
 
 WAYS = 19
@@ -135,6 +135,14 @@ def test_strace_names_who_made_it(tmp_path: Path) -> None:
         finally:
             strace.detach()
         assert process.poll() is None
+
+
+def test_a_pair_that_was_closed_before_strace_looked_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "strace.12").write_text(
+        "1.0 pipe2([3, 4], O_CLOEXEC) = 0 <0.000012>\n2.0 pipe2([5<pipe:[7]>, 6<pipe:[7]>], 0) = 0 <0.000012>\n"
+    )
+    holder = Process(12, 1, "", descriptors=[Descriptor(number, "pipe", "pipe:[7]") for number in (3, 5)])
+    assert set(Strace(tmp_path).traces([holder])[12].open) == {5}
 
 
 @needs_strace
