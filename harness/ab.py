@@ -18,6 +18,7 @@ from rich.console import Console
 from harness import comparing, keeping, plan
 from harness import scenario as scenarios
 from harness.experiment import Experiment, Options
+from harness.interruption import terminated_as_interrupted
 from harness.load.process import LoadError
 from harness.progress import progress
 from harness.remote_mx.policy import Policy, PolicyError
@@ -135,7 +136,8 @@ def run(wanted: Wanted) -> int:
         print(f"seatbelt: {error}", file=sys.stderr)
         return USAGE
     try:
-        a, b = (_record(name, build, scenario, directory, wanted) for name, build in builds.items())
+        with terminated_as_interrupted():
+            a, b = (_record(name, build, scenario, directory, wanted) for name, build in builds.items())
         found = difference(a, b)
     except KeyboardInterrupt:
         print("seatbelt: interrupted; nothing is left running", file=sys.stderr)

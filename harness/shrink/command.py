@@ -1,6 +1,6 @@
 """What `seatbelt shrink` does: the smallest dialogue that still leaks, as a dialog file and as a script.
 
-Ctrl-C and the end of the time leave the best so far.
+Ctrl-C, SIGTERM and the end of the time leave the best so far.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 
 from harness.experiment import Progress
+from harness.interruption import terminated_as_interrupted
 from harness.keeping import check_writable
 from harness.progress import progress
 from harness.remote_mx.process import RemoteMXError
@@ -77,7 +78,7 @@ def run(wanted: Wanted) -> int:
         make_target = _target(record, wanted)
         for path in _paths(wanted.output):
             check_writable(path)
-        with progress(quiet=wanted.quiet, verbose=wanted.verbose) as show:
+        with terminated_as_interrupted(), progress(quiet=wanted.quiet, verbose=wanted.verbose) as show:
             return _shrink(record, finding, make_target, wanted, show)
     except (RecordError, Uncountable, TargetError, RemoteMXError, OSError) as error:
         print(f"seatbelt: {error}", file=sys.stderr)

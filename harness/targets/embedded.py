@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 
@@ -80,7 +80,7 @@ class Embedded:
         self._host = host
         self._ports = {"port": port, **ports}
         self._needs = tuple(needs)
-        self._dns = ExitStack()
+        self._closing = ExitStack()  # what the server needs beside itself
         self.defects = list(defects)
         self._seed = seed
         self._nofile = nofile
@@ -107,17 +107,17 @@ class Embedded:
             directory.mkdir(parents=True, exist_ok=True)
         self.agent_directory.chmod(0o1777)  # started by root, the server's processes become another user
         # Not in the run's directory: the path of a unix socket holds 107 bytes (unix(7)), a project's may be longer.
-        self._short = tempfile.TemporaryDirectory(prefix="seatbelt-")
-        Path(self._short.name).chmod(0o755)
-        self._socket_path = Path(self._short.name) / "smtpd.sock"
+        short = Path(self._closing.enter_context(tempfile.TemporaryDirectory(prefix="seatbelt-")))
+        short.chmod(0o755)
+        self._socket_path = short / "smtpd.sock"
         configuration_path = self.directory / "smtpd.conf"
-        made = facilities(self._needs, self.directory, Path(self._short.name))
+        made = facilities(self._needs, self.directory, short)
         self.mailboxes = made.mailboxes
         words = {"head": made.head, "listen": made.listen, "rules": made.rules}
         configuration_path.write_text(CONFIGURATION.format(host=self._host, **self._ports, **words))
         by_name = []
         if made.zone:
-            server = self._dns.enter_context(DnsServer(made.zone))
+            server = self._closing.enter_context(DnsServer(made.zone))
             by_name = ["--resolv-conf", str(server.resolv_conf(self.directory))]
             by_name += ["--mx-port", str(self._ports["refusing"])]
         paths = {"-f": configuration_path, "--spool": self.spool, "--socket": self._socket_path}
@@ -181,21 +181,23 @@ class Embedded:
         if self._control is not None:
             self._control.close()
             self._control = None
-        if self._process is None:
-            return
-        if self._process.poll() is None:
-            self._process.terminate()
+        if self._process is not None:
+            self._end(self._process)
+        self._closing.close()
+
+    def _end(self, parent: subprocess.Popen[bytes]) -> None:
+        if parent.poll() is None:
+            parent.terminate()
             try:
-                self._process.wait(STOP_TIMEOUT_S)
+                parent.wait(STOP_TIMEOUT_S)
             except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+                parent.kill()
+                parent.wait()
         _, alive = psutil.wait_procs(self._family, timeout=STOP_TIMEOUT_S)
         for process in alive:
-            process.kill()
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
         psutil.wait_procs(alive, timeout=STOP_TIMEOUT_S)
-        self._dns.close()
-        self._short.cleanup()
 
     def rest(self) -> Rest:
         if self._control is None:

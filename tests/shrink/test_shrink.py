@@ -101,7 +101,8 @@ def test_a_server_of_one_s_own_that_dies_of_a_command(tmp_path: Path) -> None:
     assert [line for line in lines if line[0] != "#"] == ["S: 2xx", "C: RSET", "S: 2xx"]
 
 
-def test_ctrl_c_leaves_the_best_so_far_and_no_process(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_leaves_the_best_so_far_and_no_process(tmp_path: Path, how: signal.Signals) -> None:
     record = record_of(tmp_path / "r.json", "rejected-reuse", KEPT_FILE, ["transfer-fd-leak"])
     command = [sys.executable, "-m", "harness.cli", "shrink", str(record), "-o", str(tmp_path / "shrunk"), "-v"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
@@ -112,7 +113,7 @@ def test_ctrl_c_leaves_the_best_so_far_and_no_process(tmp_path: Path) -> None:
                 break
         family = psutil.Process(process.pid).children(recursive=True)
         assert family
-        process.send_signal(signal.SIGINT)
+        process.send_signal(how)
         output = process.stdout.read()
         assert process.wait(30) == 0
     assert "the best so far, interrupted" in output

@@ -164,6 +164,17 @@ def test_too_few_descriptors_are_told(tmp_path: Path, scratch: Path) -> None:
     assert "Too many open files" in mistake(tmp_path, scratch, nofile=12)
 
 
+def test_what_it_needs_ends_with_it_also_when_it_never_began(tmp_path: Path, scratch: Path) -> None:
+    before = set(psutil.Process().children())
+    (tmp_path / "smtpd.log").mkdir()
+    target = Embedded(tmp_path, NOWHERE, version="test", needs=("dns",))
+    with pytest.raises(IsADirectoryError):
+        target.start()
+    target.stop()
+    assert set(psutil.Process().children()) == before
+    assert list(scratch.iterdir()) == []
+
+
 def test_the_limit_on_descriptors_is_every_processs(tmp_path: Path, scratch: Path) -> None:
     target = Embedded(tmp_path, NOWHERE, version="test", nofile=200)
     target.start()
