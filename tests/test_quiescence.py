@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -162,6 +163,27 @@ def test_mail_that_is_put_off_is_hurried_until_the_time_is_over(idle: int) -> No
     rest = waiting(target, hurry=True).wait()
     assert rest.busy == {"messages put off": 2}
     assert target.hurried > 1
+
+
+def test_after_more_work_rest_may_take_longer(idle: int) -> None:
+    class Slow(Told):
+        """It works on for half a second."""
+
+        def __init__(self) -> None:
+            super().__init__(idle, busy())
+            self.looks = 0
+            self.until = time.monotonic() + 0.5
+
+        def rest(self) -> Rest:
+            self.looks += 1
+            return busy(smtp_session=1 + self.looks % 2) if time.monotonic() < self.until else busy()
+
+    def after(work: int) -> Rest:
+        patient = Quiescence(Slow(), Sessions(), hurry=False, timeout_s=0.3, check_alive=lambda: None)
+        return patient.wait(work=work)
+
+    assert after(0).busy
+    assert not after(10 * quiescence.WORK).busy
 
 
 def test_gauges_that_never_stop_changing_are_no_rest(idle: int) -> None:
