@@ -69,6 +69,7 @@ def test_what_does_not_come_to_rest_is_a_finding(monkeypatch: pytest.MonkeyPatch
         thread.join()
     assert check.record.verdict == "leak"
     assert check.record.findings[0].kind == "restless"
+    assert len(check.record.doses) == 1, "there is no other after it"
 
 
 def test_a_check_that_is_left_early_is_not_judged() -> None:

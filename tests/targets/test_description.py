@@ -209,6 +209,19 @@ def test_a_scenario_gets_what_the_description_offers_and_nothing_else(write: Wri
             choose(None, settings)
 
 
+@pytest.mark.parametrize(
+    ("word", "said", "is_relay"),
+    [
+        ("{relay_port}", "", True),
+        ("", "", False),
+        ("{relay_port}", "relays = false\n", False),
+        ("", "relays = true\n", True),
+    ],
+)
+def test_it_relays_if_it_says_so_or_is_told_where_to(write: Write, word: str, said: str, is_relay: bool) -> None:
+    assert description.read(write(f'start = ["server", "{{port}}", "{word}"]\n{said}')).is_relay == is_relay
+
+
 def test_one_that_is_not_installed_says_how_to_get_it(write: Write, tmp_path: Path) -> None:
     install = 'install = "apt-get install it"\n'
     for text, words in (

@@ -18,6 +18,7 @@ from harness.targets.words import from_words
         ("server 'half", "No closing quotation"),
         ("embedded --port 25", "after embedded comes --defect NAME or --binary PATH, and no '--port'"),
         ("embedded --defect", "and no '--defect'"),
+        ("postfix --binary", "and no '--binary'"),
         ("mine.toml", "mine.toml: No such file or directory"),
     ],
 )

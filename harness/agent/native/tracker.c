@@ -261,7 +261,7 @@ pid_t fork(void) {
 #define SPAWNS(name)                                                                                               \
     int name(pid_t *child, const char *path, const posix_spawn_file_actions_t *actions, const posix_spawnattr_t *how, \
              char *const arguments[], char *const environment[]) {                                                 \
-        pid_t made;                                                                                                \
+        pid_t made = -1;                                                                                           \
         int result = REAL(name)(child != NULL ? child : &made, path, actions, how, arguments, environment);        \
         if (result == 0)                                                                                           \
             note(CHILD, child != NULL ? *child : made);                                                            \
