@@ -33,9 +33,9 @@ def main() -> None:
             if child == 0:
                 serve(listener, leak)
             children.append(child)
-        print(listener.getsockname()[1], flush=True)
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         try:
+            print(listener.getsockname()[1], flush=True)  # from now on somebody may end us
             signal.pause()
         finally:
             for child in children:
