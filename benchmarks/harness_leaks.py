@@ -21,9 +21,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from harness import scenario as scenarios
+from harness.design import Design, Options
 from harness.detectors import identities
 from harness.detectors.classes import descriptor_class
-from harness.experiment import Experiment, Options
+from harness.experiment import Experiment
 from harness.plan import Profile
 from harness.probes.snapshot import take_snapshot
 from harness.targets.embedded import Embedded
@@ -57,7 +58,7 @@ def one_run(scenario_name: str, directory: Path) -> None:
     def make(where: Path, ports: dict[str, int]) -> Embedded:
         return Embedded(where, ports, version="benchmark")
 
-    record = Experiment(scenario, make, directory, Options(profile=TINY, units=UNITS), lambda *_: None).run()
+    record = Experiment(Design(scenario, make, directory, Options(profile=TINY, units=UNITS))).run()
     if len(record.doses) != len(TINY.warm_up) + len(TINY.counts):
         raise SystemExit(f"the run was cut short: {[incident.text for incident in record.incidents]}")
 

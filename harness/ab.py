@@ -17,7 +17,8 @@ from rich.console import Console
 
 from harness import comparing, keeping, plan
 from harness import scenario as scenarios
-from harness.experiment import Experiment, Options
+from harness.design import Design, Options
+from harness.experiment import Experiment
 from harness.interruption import terminated_as_interrupted
 from harness.load.process import LoadError
 from harness.progress import progress
@@ -201,7 +202,7 @@ def _record(name: str, build: Build, scenario: Scenario, directory: Path, wanted
             def told(text: str, done: int, planned: int) -> None:
                 show(f"{name}: {text}", done, planned)
 
-            record = Experiment(scenario, build, where, options, told).run()
+            record = Experiment(Design(scenario, build, where, options, told)).run()
     except (TargetError, LoadError, RemoteMXError) as error:
         raise _Skip(f"{name} does not start: {error}") from error
     record.command = shlex.join(["seatbelt", *sys.argv[1:]])

@@ -13,22 +13,23 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
 import msgspec
 
+from harness.accounts import opened
+from harness.design import Design
 from harness.detectors.classes import descriptor_class, listening_ports, unexplained_files
-from harness.experiment import Cut, Experiment, MakeLoad, Observer, Options, Progress, run
-from harness.load.process import LoadError, LoadProcess
+from harness.dosing import Dosing
+from harness.experiment import Experiment
+from harness.load.conversation import LoadError
 from harness.plan import Step
-from harness.probes import descriptors, processes
+from harness.probes import descriptors
 from harness.remote_mx.process import RemoteMXError
-from harness.scenario import Scenario
+from harness.stand import Stand
+from harness.subject import Cut
 from harness.targets import TargetError, Untraceable
-from harness.targets.choice import MakeTarget
 from harness.tracing import Line, Stack, Trace
 from harness.tracing.choice import Tracing
 from reports.record import Descriptor, Finding, Process, RunRecord, Snapshot
@@ -45,70 +46,74 @@ MOST_LINES = 6
 HOME = Path(__file__).resolve().parents[1]  # paths below it are told without it
 
 
-def run_and_explain(
-    scenario: Scenario,
-    make_target: MakeTarget,
-    directory: Path,
-    options: Options,
-    progress: Progress,
-    *,
-    make_load: MakeLoad = LoadProcess,
-    observer: Observer | None = None,
-) -> RunRecord:
+def run_and_explain(design: Design) -> RunRecord:
     """A run and, when it found something, the second look. Raises what `Experiment.run` raises."""
-    record = run(scenario, make_target, directory, options, progress, make_load=make_load, observer=observer)
+    record = Experiment(design).run()
     if record.findings and not record.was_interrupted:  # who has pressed Ctrl-C does not wish for another run
-        traced = partial(make_target, traced=True)
-        second = SecondLook(scenario, traced, directory / DIRECTORY, options, progress)
-        record.attribution = second.explain(record.findings)
+        try:
+            record.attribution = SecondLook(design).explain(record.findings)
+        except KeyboardInterrupt:  # what was found stays found
+            record.attribution = "the traced run was interrupted"
     return record
 
 
-class SecondLook(Experiment):
-    """The same scenario on a traced target. `explain` fills in `opened_at` of what it sees again."""
+class SecondLook:
+    """The same run once more, on a traced target. `explain` fills in `opened_at` of what it sees again."""
+
+    def __init__(self, design: Design) -> None:
+        """`design`: of the first run."""
+        self._design = Design(
+            design.scenario,
+            partial(design.make_target, traced=True),
+            design.directory / DIRECTORY,
+            design.options,
+            design.progress,
+        )
 
     def explain(self, findings: Sequence[Finding]) -> str:
         """Returns what came of it, in one sentence; empty when there was nothing to look for."""
         wanted = [finding for finding in findings if is_attributable(finding)]
         if not wanted:
             return ""
-        self._growing = {finding.role for finding in wanted if finding.resource == "memory"}
+        stand = Stand(self._design, allocating={each.role for each in wanted if each.resource == "memory"})
+        record = opened(self._design)
         try:
-            with ExitStack() as running:
-                self._start(running)
-                tracing = running.enter_context(Tracing(self._target.root_pid, self._target.agent_directory))
-                record = self._blank(datetime.now(UTC))
-                for step in self._steps(wanted):
-                    self._give(record, step)
-                told_by = match(record, wanted, tracing, self._target.spool)
+            told_by = self._look(stand, record, wanted)
         except Untraceable as reason:
             return str(reason)
         except Cut as cut:
             return f"the traced run was cut short: {cut.incident.text}"
         except (TargetError, LoadError, RemoteMXError, OSError, msgspec.DecodeError) as error:
             return f"the traced run failed: {error}"
-        except KeyboardInterrupt:  # what was found stays found
-            return "the traced run was interrupted"
+        finally:
+            stand.stop()
         if not told_by:
             return f"nothing could be loaded into {record.target.name} to tell where: {Tracing.remedy()}"
         seen = sum(bool(finding.opened_at) for finding in wanted)
         units = sum(dose.units for dose in record.doses)
         return (
-            f"{seen} of {len(wanted)} findings were seen again in a traced run of {units} x {self.scenario.unit}, "
-            f"by {told_by}"
+            f"{seen} of {len(wanted)} findings were seen again in a traced run of {units} x "
+            f"{self._design.scenario.unit}, by {told_by}"
         )
 
-    def _allocating(self) -> Sequence[int]:
-        found = (processes.read(pid, self._roles) for pid in self._pids())
-        return [process.pid for process in found if process is not None and process.role in self._growing]
+    def _look(self, stand: Stand, record: RunRecord, wanted: Sequence[Finding]) -> str:
+        """Returns what told."""
+        self._design.directory.mkdir(exist_ok=True)
+        stand.start()
+        stand.describe(record)
+        dosing = Dosing(self._design, stand, record)
+        with Tracing(stand.target.root_pid, stand.target.agent_directory) as tracing:
+            for step in self._steps(wanted):
+                dosing.give(step)
+            return match(record, wanted, tracing, stand.target.spool)
 
     def _steps(self, wanted: Sequence[Finding]) -> Iterator[Step]:
-        units = self._plan.first_dose
+        units = first_dose = self._design.plan.first_dose
         for finding in wanted:
             if finding.rate > 0:
                 expected = EXPECTED_OBJECTS if finding.resource == "memory" else EXPECTED
                 units = max(units, min(MOST_UNITS, math.ceil(expected / DOSES / finding.rate)))
-        yield Step("warm-up", self._plan.first_dose)
+        yield Step("warm-up", first_dose)
         for _ in range(DOSES):
             yield Step("count", units)
 

@@ -129,9 +129,11 @@ def run(
     """Load a mail server, let it rest, and say what it failed to let go of."""
     from contextlib import ExitStack
 
-    from harness import experiment, isolation, keeping, plan, reporting
+    from harness import isolation, keeping, plan, reporting
     from harness import scenario as scenarios
     from harness.attribution import run_and_explain
+    from harness.design import Design, Options
+    from harness.experiment import Experiment
     from harness.interruption import terminated_as_interrupted, uninterrupted
     from harness.live import Live, stay
     from harness.load.choice import ChosenLoad
@@ -187,7 +189,7 @@ def run(
         isolation.settle(isolate, by_default=port == 0, outside=outside)
     except (scenarios.ScenarioError, PolicyError, TargetError, LoadError, BaselineError, OSError) as error:
         fail(error)
-    options = experiment.Options(profile=plan.PROFILES[profile], users=users, seed=seed, units=sessions, refuses=mx)
+    options = Options(profile=plan.PROFILES[profile], users=users, seed=seed, units=sessions, refuses=mx)
     board = board or (directory / "live.json" if web else None)
     load = ChosenLoad(load_settings, board)
     with terminated_as_interrupted(), ExitStack() as looking:
@@ -196,8 +198,8 @@ def run(
             # Locust has a terminal display of its own.
             with progress(quiet=quiet or bool(load_pipes), verbose=verbose) as show:
                 live = looking.enter_context(Live(board, show, _tell_page))
-                perform = run_and_explain if attribution else experiment.run
-                result = perform(chosen, make_target, directory, options, live.progress, make_load=load, observer=live)
+                design = Design(chosen, make_target, directory, options, live.progress, load, live)
+                result = run_and_explain(design) if attribution else Experiment(design).run()
         except (TargetError, LoadError, RemoteMXError) as error:
             fail(error)
         except KeyboardInterrupt:

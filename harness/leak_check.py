@@ -17,11 +17,8 @@ from __future__ import annotations
 
 import gc
 import os
-import platform
-import resource
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -31,11 +28,12 @@ import msgspec
 
 from harness import __version__
 from harness.attribution import is_attributable, match
+from harness.design import REST_TIMEOUT_S
 from harness.detectors import verdict
 from harness.plan import PROFILES, Plan, Profile, Step
-from harness.probes import snapshot as probe
+from harness.probes import host
 from harness.probes.sampler import Sampler
-from harness.quiescence import Quiescence
+from harness.subject import Clock, Cut, Subject
 from harness.targets import Rest, Target
 from harness.targets.attach import Attached
 from harness.targets.itself import Itself
@@ -43,7 +41,6 @@ from harness.tracing.choice import Tracing
 from reports.record import (
     AgentReading,
     Dose,
-    Host,
     Incident,
     Judgement,
     RunRecord,
@@ -51,22 +48,13 @@ from reports.record import (
     TargetInfo,
 )
 
-REST_TIMEOUT_S = 30.0
 SAMPLE_HZ = 10.0
 STILL_S = 0.1  # without any movement: a server under test has no other clients
 FIRST_DOSE = 20
 
 
-class _Ended(Exception):
-    """The target can give no more rests."""
-
-    def __init__(self, incident: Incident) -> None:
-        super().__init__(incident.text)
-        self.incident = incident
-
-
-class _Nobody:
-    """Whoever relays to a remote MX waits for it in its own `rest`."""
+class _NoRemoteMX:
+    """Whoever relays to one waits for it in its own `rest`."""
 
     def open_sessions(self) -> int:
         return 0
@@ -99,10 +87,10 @@ class LeakCheck:
         self._profile = profile
         self._memory = False if traced else memory  # a tracer grows by what it remembers
         self._traced = traced
-        self._epoch = time.monotonic()
-        self._quiescence = Quiescence(
-            target, _Nobody(), hurry=False, timeout_s=REST_TIMEOUT_S, check_alive=self._check_alive
-        )
+        self._clock = Clock()
+        self._subject = Subject(
+            target, _NoRemoteMX(), self._clock, allocating=()
+        )  # memory is not judged of a traced target
         self.is_judged = False
         self.record = RunRecord(
             scenario=name,
@@ -110,12 +98,7 @@ class LeakCheck:
             seatbelt=__version__,
             began=datetime.now(UTC).isoformat(timespec="seconds"),
             command=command,
-            host=Host(
-                kernel=platform.release(),
-                cpus=len(os.sched_getaffinity(0)),
-                python=platform.python_version(),
-                nofile=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
-            ),
+            host=host.read(),
             judgement=Judgement(alpha=alpha, unit=unit, profile=profile.name, memory=bool(self._memory)),
         )
 
@@ -126,8 +109,8 @@ class LeakCheck:
             try:
                 for step in self._steps(kept):
                     yield step.units
-            except _Ended as ended:
-                self.record.incidents.append(ended.incident)
+            except Cut as cut:
+                self.record.incidents.append(cut.incident)
             self.record.doses = kept.read()
         self._judge()
 
@@ -153,7 +136,7 @@ class LeakCheck:
         began = self._clock()
         yield step
         ended = self._clock()
-        rest = self._quiescence.wait()
+        rest = self._subject.wait()
         dose = Dose(units=step.units, phase=step.phase, round=step.round, began=began, ended=ended)
         dose.drained_s = self._clock() - ended
         dose.rested = not rest.busy
@@ -162,17 +145,15 @@ class LeakCheck:
         if rest.busy:
             busy = ", ".join(f"{name} {count}" for name, count in rest.busy.items())
             text = f"not at rest {REST_TIMEOUT_S:.0f} s after a dose of {step.units}: {busy}"
-            raise _Ended(Incident(kind="restless", text=text, at=self._clock()))
-        self._check_alive()
+            raise Cut(Incident(kind="restless", text=text, at=self._clock()))
+        self._subject.check_alive()
 
     def _so_far(self, kept: _Kept) -> RunRecord:
         return msgspec.structs.replace(self.record, doses=kept.read())
 
     def _judge(self) -> None:
         record = self.record
-        judged = verdict.judge(record)
-        record.verdict, record.findings = judged.verdict, judged.findings
-        record.tested, record.reasons = judged.tested, judged.reasons
+        verdict.conclude(record)
         wanted = [finding for finding in record.findings if is_attributable(finding)]
         if self._traced and wanted and self._target.agent_directory is not None:
             tracing = Tracing(self._target.root_pid, self._target.agent_directory)
@@ -191,34 +172,16 @@ class LeakCheck:
         if self._target.root_pid == os.getpid():
             yield
             return
-        with Sampler(lambda: probe.tree(self._target.root_pid), hz=SAMPLE_HZ, clock=self._clock) as sampler:
+        with Sampler(self._subject.pids, hz=SAMPLE_HZ, clock=self._clock) as sampler:
             yield
         self.record.samples = sampler.samples
 
-    def _check_alive(self) -> None:
-        for incident in self._target.deaths():
-            incident.at = self._clock()
-            raise _Ended(incident)
-
     def _snapshot(self, rest: Rest) -> Snapshot:
-        taken = probe.take_snapshot(
-            self._target.root_pid,
-            spool=self._target.spool,
-            agent_dir=self._target.agent_directory,
-            allocations=(),  # memory is not judged of a traced target
-            counters=rest.counters,
-            backlog=rest.backlog,
-            clock=self._clock,
-        )
-        taken.gauges, taken.stuck = dict(rest.gauges), list(rest.stuck)
+        taken = self._subject.snapshot(rest)
         for process in taken.processes:
             if process.pid == os.getpid():
                 process.agent = _own_objects()
-        self._quiescence.at_rest(taken.processes)
         return taken
-
-    def _clock(self) -> float:
-        return time.monotonic() - self._epoch
 
 
 def watched(of: object, agent_directory: Path | None = None) -> Target:

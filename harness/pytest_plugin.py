@@ -131,8 +131,8 @@ def target(
 @pytest.fixture
 def leak_record(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> RunRecord:
     """The record of the run that the test's marker asks for."""
-    from harness import experiment
     from harness.attribution import run_and_explain
+    from harness.design import Design, Options
     from harness.load.process import LoadError
     from harness.remote_mx.process import RemoteMXError
     from harness.scenario import ScenarioError
@@ -143,8 +143,8 @@ def leak_record(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
     try:
         scenario = load_scenario(asked.scenario or "rejected-reuse")
         make = _maker(_target_name(request.config, asked), asked, needs=scenario.needs, nofile=scenario.nofile)
-        options = experiment.Options(profile=_profile(request.config), refuses=asked.mx)
-        record = run_and_explain(scenario, make, _directory(tmp_path_factory), options, lambda *_: None)
+        options = Options(profile=_profile(request.config), refuses=asked.mx)
+        record = run_and_explain(Design(scenario, make, _directory(tmp_path_factory), options))
     except (ScenarioError, TargetError, LoadError, RemoteMXError) as error:
         fail(error)
     record.command = f"pytest {shlex.quote(request.node.nodeid)}"

@@ -12,8 +12,6 @@ which knows no ports and so may be too large: the rates are then too small, neve
 
 from __future__ import annotations
 
-import os
-import platform
 import resource
 import time
 from datetime import UTC, datetime
@@ -21,15 +19,15 @@ from pathlib import Path
 from typing import Literal
 
 from harness import __version__
+from harness.design import Progress
 from harness.detectors import verdict
-from harness.experiment import Progress
 from harness.plan import Plan, Profile, Step
-from harness.probes import processes
+from harness.probes import host, processes
 from harness.probes import snapshot as probe
 from harness.probes.arrivals import Arrivals, accepted_ever
 from harness.probes.sampler import Sampler
 from harness.targets.attach import Attached
-from reports.record import Dose, Host, Incident, Judgement, RunRecord, Snapshot, TargetInfo, load, save
+from reports.record import Dose, Incident, Judgement, RunRecord, Snapshot, TargetInfo, load, save
 
 By = Literal["connections", "time"]
 UNITS: dict[By, str] = {"connections": "accepted connection", "time": "second"}
@@ -91,7 +89,7 @@ class Soak:
         record.samples = sampler.samples
         usage = resource.getrusage(resource.RUSAGE_SELF)
         record.harness.cpu_s = usage.ru_utime + usage.ru_stime
-        self._judge(record)
+        verdict.conclude(record)
         save(record, self._history)
         return record
 
@@ -112,12 +110,7 @@ class Soak:
             target=TargetInfo(self._target.name, self._target.version),
             seatbelt=__version__,
             began=datetime.now(UTC).isoformat(),
-            host=Host(
-                kernel=platform.release(),
-                cpus=len(os.sched_getaffinity(0)),
-                python=platform.python_version(),
-                nofile=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
-            ),
+            host=host.read(),
             judgement=Judgement(
                 alpha=self._alpha, unit=UNITS[self._by], profile=self._profile.name, memory=self._profile.rounds > 0
             ),
@@ -223,11 +216,6 @@ class Soak:
     def _clock(self) -> float:
         """Seconds since the history began, though another process wrote the beginning."""
         return time.time() - self._began
-
-    def _judge(self, record: RunRecord) -> None:
-        judged = verdict.judge(record)
-        record.verdict, record.findings = judged.verdict, judged.findings
-        record.tested, record.reasons = judged.tested, judged.reasons
 
 
 def usual(target: Attached) -> By:

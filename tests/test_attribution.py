@@ -9,7 +9,7 @@ import pytest
 
 from harness import scenario as scenarios
 from harness.attribution import SecondLook
-from harness.experiment import Options
+from harness.design import Design
 from harness.targets.choice import Settings, choose
 from harness.targets.embedded import Embedded
 from reports.record import Finding
@@ -17,8 +17,8 @@ from tests.live import Live
 
 
 def look(tmp_path: Path, scenario: str, defect: str, finding: Finding) -> str:
-    make = partial(Embedded, version="test", defects=[defect], traced=True)
-    return SecondLook(scenarios.load(scenario), make, tmp_path, Options(), lambda *_: None).explain([finding])
+    make = partial(Embedded, version="test", defects=[defect])
+    return SecondLook(Design(scenarios.load(scenario), make, tmp_path)).explain([finding])
 
 
 def test_a_passed_descriptor_names_who_opened_it_and_who_received_it(tmp_path: Path) -> None:
@@ -48,9 +48,9 @@ def test_what_was_never_opened_needs_no_second_look(tmp_path: Path, resource: st
 def test_a_server_that_runs_already_is_left_as_it_is_and_the_record_says_so(tmp_path: Path) -> None:
     server = Live()
     try:
-        make = partial(choose("attach", Settings(attach=f":{server.port}")), traced=True)
+        make = choose("attach", Settings(attach=f":{server.port}"))
         finding = Finding("descriptor", "file", "file /tmp/*", role="python", rate=1.0)
-        second = SecondLook(scenarios.load("connect-quit"), make, tmp_path, Options(), lambda *_: None)
+        second = SecondLook(Design(scenarios.load("connect-quit"), make, tmp_path))
         said = second.explain([finding])
     finally:
         server.stop()

@@ -13,7 +13,8 @@ import psutil
 import pytest
 
 from harness import scenario as scenarios
-from harness.experiment import Experiment, Options
+from harness.design import Design, Options
+from harness.experiment import Experiment
 from harness.plan import Profile
 from harness.scenario import Scenario
 from harness.targets import Rest
@@ -36,7 +37,8 @@ class Run:
             self.target = Embedded(where, ports, version="test", defects=defects, seed=options.seed, **setting)
             return self.target
 
-        self.experiment = Experiment(scenario, make, directory, options, lambda text, *_: self.on_progress(text))
+        design = Design(scenario, make, directory, options, lambda text, *_: self.on_progress(text))
+        self.experiment = Experiment(design)
 
     def __call__(self) -> RunRecord:
         before = set(psutil.Process().children(recursive=True))
@@ -267,7 +269,7 @@ def test_a_session_that_is_never_counted_down_is_named_with_its_rate_and_nobody_
         return Miscounting(where, ports, version="test")
 
     scenario = scenarios.load("connect-quit")
-    record = Experiment(scenario, make, tmp_path, Options(profile=COUNTS), lambda *_: None).run()
+    record = Experiment(Design(scenario, make, tmp_path, Options(profile=COUNTS))).run()
     assert record.verdict == "leak"
     (finding,) = record.findings
     assert (finding.resource, finding.label, finding.role) == ("counter", "smtp.session", "smtp")

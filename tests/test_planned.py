@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from harness.experiment import planned
+from harness.accounts import planned
 from harness.scenario import Message, SessionPlan, Step
 
 

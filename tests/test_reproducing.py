@@ -5,14 +5,16 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-from harness import plan, scenario
+from harness import scenario
+from harness.accounts import opened
 from harness.cli import app
-from harness.experiment import Experiment, Options
+from harness.design import Design
 from harness.targets.embedded import Embedded
 from reports.record import Finding, RunRecord, TargetInfo, load, save
 
@@ -24,14 +26,8 @@ def free_port() -> int:
 
 
 def record_of(name: str, finding: Finding, path: Path) -> Path:
-    def never(directory: Path, ports: dict[str, int]) -> Embedded:
-        return Embedded(directory, ports, version="test")
-
-    experiment = Experiment(scenario.load(name), never, path.parent, Options(plan.PROFILES["quick"]), lambda *_: None)
-    experiment._target = never(path.parent, {})
-    from datetime import UTC, datetime
-
-    record = experiment._blank(datetime.now(UTC))
+    never = partial(Embedded, version="test")
+    record = opened(Design(scenario.load(name), never, path.parent, meant=TargetInfo("embedded")))
     record.findings = [finding]
     save(record, path)
     return path

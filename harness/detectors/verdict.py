@@ -45,6 +45,13 @@ def judge(record: RunRecord) -> Judged:
     return Judged("inconclusive" if reasons else "clean", [], tested, reasons)
 
 
+def conclude(record: RunRecord) -> None:
+    """Judge it as it is now, and write the judgement into it."""
+    judged = judge(record)
+    record.verdict, record.findings = judged.verdict, judged.findings
+    record.tested, record.reasons = judged.tested, judged.reasons
+
+
 def decided(record: RunRecord) -> bool:
     """Whether another memory round could not change the verdict: for memory, and for what is counted, which may go on
     as long as it is in doubt because its evidence holds at any time.

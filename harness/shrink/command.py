@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from harness.experiment import Progress
+from harness.design import Progress
 from harness.interruption import terminated_as_interrupted
 from harness.keeping import check_writable
 from harness.progress import progress

@@ -23,18 +23,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from harness.design import HOME, REFUSING
 from harness.detectors.identities import Key, held
-from harness.experiment import DEATH_POLL_S, DEATH_SHOWS_S, HOME, REFUSING, REST_TIMEOUT_S
 from harness.load import session
 from harness.load.tally import Ticket
-from harness.probes import snapshot as probe
-from harness.quiescence import Quiescence
 from harness.remote_mx.process import RemoteMX
 from harness.scenario import SessionPlan, Step
 from harness.shrink.dialogue import Dialogue
+from harness.subject import Clock, Cut, Subject
 from harness.targets import FollowsMail, Target, TargetError
 from harness.targets.choice import MakeTarget
-from reports.record import Conditions, Finding, PlannedSession, PlannedStep, Process
+from reports.record import Conditions, Finding, Incident, PlannedSession, PlannedStep, Process
 
 KEPT = 10  # expected in each dose
 KEPT_OBJECTS = 400  # where it is memory: some come and go without any leak
@@ -52,15 +51,6 @@ class Uncountable(Exception):
 
 class _Unheld(Exception):
     """The dialogue could not be held to its end; the text says what was answered."""
-
-
-class _Ended(Exception):
-    """The target died, or does not rest."""
-
-    def __init__(self, how: str, role: str = "") -> None:
-        super().__init__(how)
-        self.how = how
-        self.role = role
 
 
 class Oracle:
@@ -121,14 +111,14 @@ class Oracle:
         except _Unheld as unheld:
             self.said = str(unheld)
             return False
-        except (_Ended, TargetError) as error:
-            ended = error if isinstance(error, _Ended) else self._death()
+        except (Cut, TargetError) as error:
+            ended = error.incident if isinstance(error, Cut) else self._subject.death()
             self._stop()
             if ended is None:
                 raise
-            self.said = f"the server {'died' if ended.how == 'died' else 'does not rest'}"
+            self.said = f"the server {'died' if ended.kind == 'died' else 'does not rest'}"
             self.rate = 1 / repetitions
-            return self._finding.kind == ended.how and ended.role in ("", self._finding.role)
+            return self._finding.kind == ended.kind and ended.role in ("", self._finding.role)
         self.rate = (before - first) / (2 * repetitions)
         # Twice as much for each step, and half of that is asked for: what leaks always is then repeated less.
         self._per_step = max(self._per_step, self.rate / dialogue.size / 2)
@@ -145,7 +135,7 @@ class Oracle:
     def _ready(self) -> float:
         """What a target at rest holds before the test."""
         if self._target is not None:
-            with suppress(_Ended, TargetError):  # after a dialogue that was broken off
+            with suppress(Cut, TargetError):  # after a dialogue that was broken off
                 now = self._held()
                 if now - self._baseline < self._most_held or self._is_memory:
                     return now
@@ -155,12 +145,10 @@ class Oracle:
         directory.mkdir(parents=True)
         self._accepted = set()
         self._target = target = self._make_target(directory, self._mx.ports)
+        self._subject = Subject(target, self._mx, Clock(), hurry=self._conditions.hurry)
         target.start()
         if isinstance(target, FollowsMail):
             target.follow(self._unseen)
-        self._quiescence = Quiescence(
-            target, self._mx, hurry=self._conditions.hurry, timeout_s=REST_TIMEOUT_S, check_alive=self._check_alive
-        )
         self._baseline = self._held()
         return self._baseline
 
@@ -170,39 +158,20 @@ class Oracle:
             self._target = None
 
     def _held(self) -> float:
-        """Of the finding's class, at rest. Raises _Ended."""
-        assert self._target is not None
-        self._check_alive()
-        rest = self._quiescence.wait()
+        """Of the finding's class, at rest. Raises Cut."""
+        self._subject.check_alive()
+        rest = self._subject.wait()
         if rest.busy:
-            raise _Ended("restless")
-        spool, agent = self._target.spool, self._target.agent_directory
-        taken = probe.take_snapshot(self._target.root_pid, spool=spool, agent_dir=agent)
-        self._quiescence.at_rest(taken.processes)
+            raise Cut(Incident(kind="restless", text="it does not rest"))
+        taken = self._subject.snapshot(rest)
         if self._is_memory:
             return sum(_objects(process) for process in taken.processes if process.role == self._finding.role)
         return held(taken)[self._key]
 
-    def _check_alive(self) -> None:
-        assert self._target is not None
-        for death in self._target.deaths():
-            raise _Ended("died", death.role)
-
-    def _death(self) -> _Ended | None:
-        """A process that died just now: that takes a moment to show."""
-        deadline = time.monotonic() + DEATH_SHOWS_S
-        while time.monotonic() < deadline:
-            try:
-                self._check_alive()
-            except _Ended as ended:
-                return ended
-            time.sleep(DEATH_POLL_S)
-        return None
-
     # ---- the dialogue
 
     def _dose(self, dialogue: Dialogue, repetitions: int) -> None:
-        """Raises _Unheld when a session could not be held to its end, _Ended when the target died of it."""
+        """Raises _Unheld when a session could not be held to its end, Cut when the target died of it."""
         if self._conditions.hold_backlog:
             self._mx.shut_gate(REFUSING)
         try:
@@ -224,13 +193,13 @@ class Oracle:
         outcome = self._loop.run(session.hold(self._target.address, ticket))
         self._accepted.update(outcome.accepted)
         if not outcome.finished:
-            if self._finding.kind == "died" and (death := self._death()) is not None:
-                raise death
-            self._check_alive()
+            if self._finding.kind == "died" and (death := self._subject.death()) is not None:
+                raise Cut(death)
+            self._subject.check_alive()
             last = outcome.exchanges[-1]
             raise _Unheld(f"{last.name}: {last.error}")
         if self._conditions.portion is not None:
-            self._quiescence.wait(polls=1)
+            self._subject.wait(polls=1)
 
     def _operate(self, operations: Sequence[str]) -> None:
         assert self._target is not None

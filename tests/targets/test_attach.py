@@ -16,7 +16,8 @@ import psutil
 import pytest
 
 from harness import scenario as scenarios
-from harness.experiment import Experiment, Options
+from harness.design import Design, Options
+from harness.experiment import Experiment
 from harness.plan import Profile
 from harness.targets import TargetError
 from harness.targets.attach import Attached, locate
@@ -159,7 +160,7 @@ def test_load_on_an_attached_postfix_is_judged_and_leaves_it_running(tmp_path: P
     try:
         make = choose("attach", Settings(attach=f":{postfix.address[1]}"))
         options = Options(profile=Profile("counts", (1, 1), (1, 2, 4, 8), 0, stop_at_count_finding=True), units=20)
-        record = Experiment(scenarios.load("connect-quit"), make, tmp_path, options, lambda *_: None).run()
+        record = Experiment(Design(scenarios.load("connect-quit"), make, tmp_path, options)).run()
         assert (record.verdict, record.reasons) == ("clean", [])
         assert {"master", "smtpd"} <= {process.role for process in record.doses[-1].snapshot.processes}
         with smtplib.SMTP(*postfix.address, local_hostname="client.test", timeout=20) as client:

@@ -12,7 +12,8 @@ import psutil
 import pytest
 
 from harness import scenario as scenarios
-from harness.experiment import Experiment, Options
+from harness.design import Design, Options
+from harness.experiment import Experiment
 from harness.plan import Profile
 from harness.remote_mx.process import RemoteMX
 from harness.targets import TargetError
@@ -111,7 +112,7 @@ def test_what_it_cannot_do_is_said_before_it_starts(program: Program, tmp_path: 
 def test_a_run_uses_its_sessions_again_and_is_clean(program: Program, tmp_path: Path, scratch: Path) -> None:
     scenario = replace(scenarios.load("rejected-reuse"), promises=())
     make, options = partial(Exim, program=program), Options(profile=COUNTS, units=5)
-    record = Experiment(scenario, make, tmp_path, options, lambda *_: None).run()
+    record = Experiment(Design(scenario, make, tmp_path, options)).run()
     assert (record.verdict, record.reasons, record.findings) == ("clean", [], [])
     assert record.work.refused_messages == record.work.accepted == record.work.bounced == 40
     assert (record.work.sessions_out, record.work.messages_per_session_out) == (4, 10.0)

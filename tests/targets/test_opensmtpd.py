@@ -13,7 +13,8 @@ import psutil
 import pytest
 
 from harness import scenario as scenarios
-from harness.experiment import Experiment, Options
+from harness.design import Design, Options
+from harness.experiment import Experiment
 from harness.plan import Profile
 from harness.probes.snapshot import take_snapshot
 from harness.remote_mx.process import RemoteMX
@@ -147,7 +148,7 @@ def test_a_run_spares_one_message_in_ten_so_that_its_session_is_used_again(
 ) -> None:
     scenario = replace(scenarios.load("rejected-reuse"), promises=())
     make, options = partial(OpenSMTPD, program=program), Options(profile=COUNTS)
-    record = Experiment(scenario, make, tmp_path, options, lambda *_: None).run()
+    record = Experiment(Design(scenario, make, tmp_path, options)).run()
     assert (record.verdict, record.reasons, record.findings) == ("clean", [], [])
     assert record.conditions.refuses == "rcpt=550 spare=10"
     assert [dose.units for dose in record.doses] == [18, 18, 36, 72]

@@ -14,7 +14,8 @@ import pytest
 
 from harness import scenario as scenarios
 from harness.agent import native
-from harness.experiment import Experiment, Options
+from harness.design import Design, Options
+from harness.experiment import Experiment
 from harness.plan import Profile
 from harness.probes.snapshot import take_snapshot
 from harness.remote_mx.process import RemoteMX
@@ -137,7 +138,7 @@ def test_what_it_cannot_do_is_said_before_it_starts(tree: Path, tmp_path: Path) 
 @pytest.mark.parametrize("name", ["rejected-reuse", "abort-at-every-state"])
 def test_a_run_does_its_work_and_is_clean(tree: Path, tmp_path: Path, scratch: Path, name: str) -> None:
     make = partial(Postfix, programs=Programs.unpacked(tree))
-    record = Experiment(scenarios.load(name), make, tmp_path, Options(profile=COUNTS, units=20), lambda *_: None).run()
+    record = Experiment(Design(scenarios.load(name), make, tmp_path, Options(profile=COUNTS, units=20))).run()
     assert (record.verdict, record.reasons, record.findings) == ("clean", [], [])
     assert record.work.lost == 0
     if name == "rejected-reuse":

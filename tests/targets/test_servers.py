@@ -9,7 +9,8 @@ import pytest
 
 from harness import scenario as scenarios
 from harness.attribution import run_and_explain
-from harness.experiment import Experiment, Options, Progress
+from harness.design import Design, Options, Progress
+from harness.experiment import Experiment
 from harness.plan import Profile
 from harness.scenario import Scenario
 from harness.targets import description
@@ -24,7 +25,7 @@ COUNTS = Profile("counts", (1,), (1, 2, 4, 8), 0, stop_at_count_finding=True)
 
 
 def plain(scenario: Scenario, make: MakeTarget, directory: Path, options: Options, progress: Progress) -> RunRecord:
-    return Experiment(scenario, make, directory, options, progress).run()
+    return Experiment(Design(scenario, make, directory, options, progress)).run()
 
 
 def run(
