@@ -14,9 +14,7 @@ import errno
 import os
 import re
 import shlex
-import shutil
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -27,22 +25,17 @@ from harness.agent import native
 from harness.isolation import is_isolated
 from harness.probes.processes import roles_by_pattern
 from harness.targets import Rest, TargetError
-from harness.targets.daemon import Daemon, free_port, make_room
+from harness.targets.daemon import Daemon, free_port
 from harness.targets.debian import Unavailable, library_path, unpack
+from harness.targets.foreign import Foreign, done
 from harness.targets.server import COMMAND, Server, filled
 from harness.targets.stillness import Stillness
 from reports.record import Incident
 
 ASK_S = 0.2  # between two questions that cost more than a look
-ASK_TIMEOUT_S = 20.0
 
 
-class Command:
-    """`ports` are the remote MX's: `refusing`, and `home`, where the senders' bounces go."""
-
-    defects: Sequence[str] = ()
-    spool: Path | None = None
-
+class Command(Foreign):
     def __init__(
         self,
         directory: Path,
@@ -56,16 +49,13 @@ class Command:
         traced: bool = False,
     ) -> None:
         """`tree`: where its packages are (`unpacked`)."""
+        super().__init__(directory, ports, port=port, nofile=nofile)
         self.name = server.name
-        self.directory = directory
-        self.agent_directory = directory / "agent"
-        self.log_path = directory / "server.log"
+        self.start_timeout_s = server.start_timeout_s
+        self._agents = self.agent_directory = directory / "agent"
         self._server = server
-        self._port = port or free_port()
-        self._nofile = nofile
         self._preload = preload
         self._traced = traced
-        self._state: Path | None = None
         self._values: dict[str, object] = {
             "port": self._port,
             "relay_port": ports["refusing"],
@@ -79,45 +69,38 @@ class Command:
         if tree is not None:
             self._values["debian"] = tree
             self._libraries = {"LD_LIBRARY_PATH": library_path(tree)}
-        self.mailboxes: Path | None = None
         self.role_of = roles_by_pattern(server.roles.items())
         self.version = shlex.join(server.start) if server.name == COMMAND else ""
-        self._daemon: Daemon | None = None
         self._stillness: Stillness | None = None
         self._unseen: Callable[[], int] = lambda: 0
         self._waiting = 0
         self._asked = self._changed = 0.0
-        self._stopping = False
 
     @property
-    def root_pid(self) -> int:
-        return self._running.pid
-
-    @property
-    def address(self) -> tuple[str, int]:
-        return "127.0.0.1", self._port
+    def _output(self) -> Path:
+        return self.directory / "server.log"
 
     def start(self) -> None:
         _check_free(self.address)
-        self._state = self._values["state"] = make_room()
-        self._state.chmod(0o1777)
-        self.agent_directory.mkdir(parents=True, exist_ok=True)
-        self.agent_directory.chmod(0o1777)  # started by root, the server's processes may become another user
-        try:
-            self._prepare()
-            argv = [self._filled(word) for word in self._server.start]
-            environment = self._environment(traced=self._traced)
-            if self._preload:  # into the server, and not into its tools
-                environment = native.environment(self.agent_directory, environment, traced=self._traced)
-            self._daemon = Daemon(argv, environment, self.log_path, nofile=self._nofile, room=self._state)
-            self._daemon.await_greeting(self.address, self._server.start_timeout_s)
-        except BaseException as error:
-            self.stop()
-            if isinstance(error, TargetError):
-                raise TargetError(f"{self.name}: {error}{self._hint()}") from error
-            raise
-        self._values["pid"] = self._daemon.pid
-        self._stillness = Stillness(self._daemon.pid, [self._port], still_s=self._server.still_s)
+        super().start()
+
+    def _furnish(self, room: Path) -> list[str]:
+        self._values["state"] = room
+        for directory in (room, self._agents):
+            directory.mkdir(parents=True, exist_ok=True)
+            directory.chmod(0o1777)  # started by root, the server's processes may become another user
+        self._prepare()
+        return [self._filled(word) for word in self._server.start]
+
+    def _environment(self) -> dict[str, str]:
+        environment = self._tools(traced=self._traced)
+        if not self._preload:
+            return environment
+        return native.environment(self._agents, environment, traced=self._traced)  # into the server, not into its tools
+
+    def _greeted(self) -> None:
+        self._values["pid"] = self.root_pid
+        self._stillness = Stillness(self.root_pid, [self._port], still_s=self._server.still_s)
 
     def _hint(self) -> str:
         """What may help one that does not start."""
@@ -140,20 +123,13 @@ class Command:
             except OSError as error:
                 raise TargetError(f"files: {path}: {error.strerror}") from error
 
-    def _environment(self, *, traced: bool = False) -> dict[str, str]:
+    def _tools(self, *, traced: bool = False) -> dict[str, str]:
         """Ours, with what the server's says, and with the agent for every Python in it."""
         own = {name: self._filled(text) for name, text in self._server.environment.items()}
-        return agent.environment(self.agent_directory, {**os.environ, **self._libraries, **own}, traced=traced)
+        return agent.environment(self._agents, {**os.environ, **self._libraries, **own}, traced=traced)
 
     def _filled(self, text: str) -> str:
         return filled(text, self._values)
-
-    def stop(self) -> None:
-        self._stopping = True
-        if self._daemon is not None:
-            self._daemon.stop()
-        if self._state is not None:
-            shutil.rmtree(self._state, ignore_errors=True)
 
     def follow(self, unseen: Callable[[], int]) -> None:
         """`unseen` tells how many accepted messages have been neither delivered nor bounced so far."""
@@ -205,39 +181,19 @@ class Command:
             raise TargetError(f"{self.name}: nobody here can {operation!r}; choose a scenario without operations")
         self._ask(f"operations.{operation}", self._server.operations[operation])
 
-    def deaths(self) -> list[Incident]:
+    def _death(self, daemon: Daemon, how: str) -> Incident:
         """The first process's, with its status and the last lines of its log."""
-        if self._daemon is None or self._stopping or not (how := self._daemon.ended()):
-            return []
-        text = f"{self.name} {how}{self._daemon.last_words()}"
-        return [Incident(kind="died", text=text, role=self.name, pid=self._daemon.pid)]
-
-    @property
-    def _running(self) -> Daemon:
-        if self._daemon is None:
-            raise TargetError("the target has not been started")
-        return self._daemon
+        text = f"{self.name} {how}{daemon.last_words()}"
+        return Incident(kind="died", text=text, role=self.name, pid=daemon.pid)
 
     def _ask(self, key: str, words: Sequence[str]) -> str:
         """What one of its commands prints. Raises TargetError when it cannot be run, or fails."""
-        command = [self._filled(word) for word in words]
-        try:
-            done = subprocess.run(
-                command,
-                env=self._environment(),
-                capture_output=True,
-                text=True,
-                errors="replace",
-                timeout=ASK_TIMEOUT_S,
-                check=False,
-            )
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise TargetError(f"{key}: {error}") from error
-        if done.returncode:
-            said = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
-            why = "; ".join([f"status {done.returncode}", *said])
+        finished = done([self._filled(word) for word in words], key, self._tools())
+        if finished.returncode:
+            said = (finished.stderr.strip() or finished.stdout.strip()).splitlines()[-1:]
+            why = "; ".join([f"status {finished.returncode}", *said])
             raise TargetError(f"{key}: {shlex.join(words)}: {why}")
-        return done.stdout.strip()
+        return finished.stdout.strip()
 
 
 def unpacked(server: Server) -> Path | None:

@@ -11,24 +11,19 @@ connection, of which its control process keeps 32 bytes for good (docs/targets.m
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-import subprocess
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 from harness.targets import Rest, TargetError, operator, places, smtpctl
-from harness.targets.daemon import Daemon, free_port, last_words, make_room
+from harness.targets.daemon import Daemon, last_words
 from harness.targets.debian import Unavailable, unpack
+from harness.targets.foreign import Foreign, asked
 from harness.targets.places import Places, Program
 from harness.targets.stillness import Stillness
 from reports.record import Incident
 
-ASK_TIMEOUT_S = 20.0
 ASK_AGAIN_S = 0.5
-TUNABLES = "glibc.malloc.trim_threshold=4096"  # see postfix.py
 HOME = "/var/lib/opensmtpd/empty"  # where processes are chrooted
 USERS, QUEUE_USERS = ("opensmtpd", "_smtpd"), ("opensmtpq", "_smtpq")  # Debian's names, and the project's
 BUSY = ("smtp.session", "mta.task", "scheduler.envelope.inflight", "bounce.message", "bounce.session")
@@ -63,13 +58,8 @@ match from any for domain "sender.test" action "home"
 """
 
 
-class OpenSMTPD:
-    """`ports` are the remote MX's: `refusing`, and `home`, where the senders' bounces go."""
-
+class OpenSMTPD(Foreign):
     name = "opensmtpd"
-    defects: Sequence[str] = ()
-    agent_directory: Path | None = None
-    mailboxes: Path | None = None
     patience = 10  # MAX_TRYBEFOREDISABLE in its mta_session.c
     keepalive_s = 86400
 
@@ -83,42 +73,16 @@ class OpenSMTPD:
         nofile: int | None = None,
         traced: bool = False,
     ) -> None:
-        self.directory = directory
-        self.spool: Path | None = None
-        self.log_path = directory / "smtpd.log"
+        super().__init__(directory, ports, port=port, nofile=nofile)
         self._program = program
-        self._port = port or free_port()
-        self._ports = {"port": self._port, **ports}
-        self._nofile = nofile
-        self._daemon: Daemon | None = None
-        self._room: Path | None = None
         self._stillness: Stillness | None = None
         self._told: Rest | None = None  # by smtpctl, since something moved
         self._asked = 0.0
-        self._stopping = False
         self.version = version(program)
 
     @property
-    def root_pid(self) -> int:
-        return self._running.pid
-
-    @property
-    def address(self) -> tuple[str, int]:
-        return "127.0.0.1", self._port
-
-    def start(self) -> None:
-        self._room = make_room()
-        try:
-            argv = self._furnish(self._room)
-            environment = {**os.environ, "GLIBC_TUNABLES": TUNABLES}
-            self._daemon = Daemon(argv, environment, self.log_path, nofile=self._nofile, room=self._room)
-            self._daemon.await_greeting(self.address)
-            self._stillness = Stillness(self._daemon.pid, [self._port])
-        except BaseException as error:
-            self.stop()
-            if isinstance(error, TargetError):
-                raise TargetError(f"opensmtpd: {error}") from error
-            raise
+    def _output(self) -> Path:
+        return self.directory / "smtpd.log"
 
     def _furnish(self, room: Path) -> list[str]:
         """Everything that it insists on; the command that starts it there."""
@@ -143,18 +107,8 @@ class OpenSMTPD:
         configuration.write_text(CONFIGURATION.format(keepalive=self.keepalive_s, **self._ports))
         return own.command([str(smtpd), "-d", "-f", str(configuration)])
 
-    @property
-    def _running(self) -> Daemon:
-        if self._daemon is None:
-            raise TargetError("the target has not been started")
-        return self._daemon
-
-    def stop(self) -> None:
-        self._stopping = True
-        if self._daemon is not None:
-            self._daemon.stop()
-        if self._room is not None:
-            shutil.rmtree(self._room, ignore_errors=True)
+    def _greeted(self) -> None:
+        self._stillness = Stillness(self.root_pid, [self._port])
 
     def rest(self) -> Rest:
         if self._stillness is None:
@@ -176,30 +130,22 @@ class OpenSMTPD:
     def operate(self, operation: str) -> None:
         if operation in OPERATIONS:
             self._ask(*OPERATIONS[operation])
-        elif operation in RUDE and self._room is not None:
+        elif operation in RUDE:
             operator.OPERATIONS[operation](self._room / SOCKET)
         else:
             known = ", ".join([*OPERATIONS, *RUDE])
             raise TargetError(f"opensmtpd: nobody here can {operation!r}; there is: {known}")
 
-    def deaths(self) -> list[Incident]:
+    def _death(self, daemon: Daemon, how: str) -> Incident:
         """The parent's: it ends when any of its processes does."""
-        if self._daemon is None or self._stopping or not (how := self._daemon.ended()):
-            return []
-        role, text = culprit(self.log_path.read_text(errors="replace"))
-        text = text or f"smtpd {how}{last_words(self.log_path)}"
-        return [Incident(kind="died", text=text, role=role or "smtpd", pid=self._daemon.pid)]
+        role, text = culprit(daemon.log.read_text(errors="replace"))
+        text = text or f"smtpd {how}{last_words(daemon.log)}"
+        return Incident(kind="died", text=text, role=role or "smtpd", pid=daemon.pid)
 
     def _ask(self, *words: str) -> str:
         """Of smtpctl(8), which wants to be setgid to the queue's group. Raises TargetError."""
-        command = places.inside(self._running.pid, [str(self._smtpctl), *words], group=self._group)
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=ASK_TIMEOUT_S, check=False)
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise TargetError(f"smtpctl {' '.join(words)}: {error}") from error
-        if done.returncode:
-            raise TargetError(f"smtpctl {' '.join(words)}: {(done.stderr or done.stdout).strip()}")
-        return done.stdout
+        command = places.inside(self.root_pid, [str(self._smtpctl), *words], group=self._group)
+        return asked(command, f"smtpctl {' '.join(words)}")
 
 
 def culprit(log: str) -> tuple[str, str]:

@@ -11,23 +11,17 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
-import subprocess
-from collections.abc import Sequence
 from pathlib import Path
 
 from harness import mail
 from harness.agent import native
 from harness.targets import Rest, TargetError
-from harness.targets.daemon import Daemon, Tail, free_port, last_words, make_room
+from harness.targets.daemon import Daemon, Tail, last_words
 from harness.targets.debian import Unavailable, unpack
+from harness.targets.foreign import TUNABLES, Foreign, asked
 from harness.targets.postfix_tree import QUEUES, Programs, environment, files, furnish, master
 from reports.record import Incident
 
-ASK_TIMEOUT_S = 20.0
-# What is freed at the heap's top is given back at once (mallopt(3)): glibc moves the limit as it goes, by which a
-# process that keeps nothing swings by 250 kB.
-TUNABLES = "glibc.malloc.trim_threshold=4096"
 CLIENTS = 2  # outbound processes a transport; without a limit each burst begins some more, which all stay
 MOVING = ("maildrop", "incoming", "active")  # queues in which a message is on its way
 _DIED = re.compile(rb"warning: process (?:\S*/)?(\S+) pid (\d+) (killed by signal \d+|exit status \d+)")  # master(8)
@@ -59,13 +53,8 @@ smtp_connection_reuse_time_limit = 600s
 """
 
 
-class Postfix:
-    """`ports` are the remote MX's: `refusing`, and `home`, where the senders' bounces go."""
-
+class Postfix(Foreign):
     name = "postfix"
-    defects: Sequence[str] = ()
-    spool: Path | None = None  # of a layout of its own
-    mailboxes: Path | None = None
 
     def __init__(
         self,
@@ -78,82 +67,42 @@ class Postfix:
         preload: bool = True,
         traced: bool = False,
     ) -> None:
-        self.directory = directory
+        super().__init__(directory, ports, port=port, nofile=nofile)
         self._programs = programs
-        self._ports = ports
-        self._port = port or free_port()
-        self._nofile = nofile
-        self.agent_directory = directory / "agent"
+        self._agents = self.agent_directory = directory / "agent"
         self._preload = preload
         self._traced = traced
-        self._environment = {**environment(programs, directory), "GLIBC_TUNABLES": TUNABLES}
-        self._daemon: Daemon | None = None
-        self._room: Path | None = None
-        self._log = Tail(self.log_path)
-        self._stopping = False
-        self._deaths: list[Incident] = []
+        self._tools = {**environment(programs, directory), "GLIBC_TUNABLES": TUNABLES}
+        self._log_path = directory / "maillog"
+        self._log = Tail(self._log_path)
+        self._ended_services: list[Incident] = []
         self.version = self._ask("postconf", "-h", "-d", "mail_version")
 
     @property
-    def root_pid(self) -> int:
-        return self._running().pid
+    def _output(self) -> Path:
+        return self.directory / "master.log"
 
-    @property
-    def address(self) -> tuple[str, int]:
-        return "127.0.0.1", self._port
+    def _furnish(self, room: Path) -> list[str]:
+        furnish(self._programs, self.directory, room, self._port, SETTINGS.format(**self._ports), clients=CLIENTS)
+        return master(self._programs, self.directory)
 
-    @property
-    def log_path(self) -> Path:
-        return self.directory / "maillog"
+    def _environment(self) -> dict[str, str]:
+        """Of master(8), which hands it on to its services; the tools do without the preloading."""
+        self._agents.mkdir(exist_ok=True)
+        return native.environment(self._agents, self._tools, traced=self._traced) if self._preload else self._tools
 
-    def start(self) -> None:
-        self._room = make_room()
-        try:
-            settings = SETTINGS.format(**self._ports)
-            furnish(self._programs, self.directory, self._room, self._port, settings, clients=CLIENTS)
-            argv = master(self._programs, self.directory)
-            output = self.directory / "master.log"
-            self._daemon = Daemon(argv, self._preloading(), output, nofile=self._nofile, room=self._room)
-            self._daemon.await_greeting(self.address)
-        except BaseException as error:
-            self.stop()
-            if isinstance(error, TargetError):
-                raise TargetError(f"postfix: {error}{last_words(self.log_path)}") from error
-            raise
-
-    def _preloading(self) -> dict[str, str]:
-        """The environment of master(8), which hands it on to its services; the tools do without."""
-        self.agent_directory.mkdir(exist_ok=True)
-        if not self._preload:
-            return self._environment
-        return native.environment(self.agent_directory, self._environment, traced=self._traced)
-
-    def _running(self) -> Daemon:
-        if self._daemon is None:
-            raise TargetError("the target has not been started")
-        return self._daemon
-
-    def stop(self) -> None:
-        self._stopping = True
-        if self._daemon is not None:
-            self._daemon.stop()
-        if self._room is not None:
-            shutil.rmtree(self._room, ignore_errors=True)
+    def _hint(self) -> str:
+        return last_words(self._log_path)
 
     def rest(self) -> Rest:
-        spool = self._spool()
+        spool = self._room / "spool"
         busy = {f"{name} queue": number for name in MOVING if (number := len(files(spool / name)))}
         return Rest(busy, len(files(spool / "deferred")))
 
     def owed(self) -> set[str]:
         """Message-IDs that are in any of the queues."""
-        spool = self._spool()
+        spool = self._room / "spool"
         return mail.in_files(files(*(spool / name for name in QUEUES)))
-
-    def _spool(self) -> Path:
-        if self._room is None:
-            raise TargetError("the target has not been started")
-        return self._room / "spool"
 
     def hurry(self) -> None:
         self._ask("postqueue", "-f")
@@ -161,29 +110,20 @@ class Postfix:
     def operate(self, operation: str) -> None:
         raise TargetError(f"postfix: nobody here can {operation!r}; choose a scenario without operations")
 
-    def deaths(self) -> list[Incident]:
-        """Services that ended by a signal or with an error, as master(8) tells its log; and master itself."""
-        if self._daemon is None or self._stopping:
-            return []
+    def _told_deaths(self) -> list[Incident]:
+        """Services that ended by a signal or with an error, as master(8) tells its log."""
         for role, pid, how in _DIED.findall(self._log.lines()):
             who = role.decode()
-            self._deaths.append(Incident(kind="died", text=f"{who} died: {how.decode()}", role=who, pid=int(pid)))
-        if how := self._daemon.ended():
-            text = f"master {how}{last_words(self.log_path)}"
-            return [*self._deaths, Incident(kind="died", text=text, role="master", pid=self._daemon.pid)]
-        return list(self._deaths)
+            incident = Incident(kind="died", text=f"{who} died: {how.decode()}", role=who, pid=int(pid))
+            self._ended_services.append(incident)
+        return list(self._ended_services)
+
+    def _death(self, daemon: Daemon, how: str) -> Incident:
+        text = f"master {how}{last_words(self._log_path)}"
+        return Incident(kind="died", text=text, role="master", pid=daemon.pid)
 
     def _ask(self, tool: str, *arguments: str) -> str:
-        command = [str(self._programs.tools / tool), *arguments]
-        try:
-            done = subprocess.run(
-                command, env=self._environment, capture_output=True, text=True, timeout=ASK_TIMEOUT_S, check=False
-            )
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise TargetError(f"{tool}: {error}") from error
-        if done.returncode:
-            raise TargetError(f"{tool}: {done.stderr.strip()}")
-        return done.stdout.strip()
+        return asked([str(self._programs.tools / tool), *arguments], tool, self._tools).strip()
 
 
 def programs(binary: Path | None) -> Programs:
