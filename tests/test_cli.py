@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 
 import psutil
@@ -22,6 +23,11 @@ def seatbelt(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [SEATBELT, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=150, check=False
     )
+
+
+def test_it_says_its_version(tmp_path: Path) -> None:
+    finished = seatbelt("--version", cwd=tmp_path)
+    assert (finished.returncode, finished.stdout) == (0, f"seatbelt {metadata.version('seatbelt')}\n")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,149 @@
+"""`seatbelt run`: in which order a run is checked, made, kept and told; its exit status.
+
+Owns: the run's directory. Never: decides what a run does (`experiment`), judges, words a report.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rich.console import Console
+
+from harness import comparing, isolation, keeping, reporting
+from harness import scenario as scenarios
+from harness.attribution import run_and_explain
+from harness.design import Design, Options
+from harness.experiment import Experiment
+from harness.history import append
+from harness.interruption import terminated_as_interrupted, uninterrupted
+from harness.live import Live, stay
+from harness.load import choice as loads
+from harness.load.conversation import LoadError
+from harness.progress import progress
+from harness.remote_mx.policy import Policy, PolicyError
+from harness.remote_mx.process import RemoteMXError
+from harness.scenario import Scenario
+from harness.status import INCONCLUSIVE, OF_VERDICT, usage_error
+from harness.targets import TargetError
+from harness.targets import choice as targets
+from reports import baseline as baselines
+from reports import terminal
+from reports.baseline import BaselineError
+from reports.record import RecordError, RunRecord
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What the command line asks for."""
+
+    scenario: str
+    target: str | None
+    server: targets.Settings  # what the scenario does not say
+    load: loads.Settings  # … nor here
+    options: Options
+    isolate: bool | None
+    runs: Path  # where run directories are made
+    record: Path | None
+    files: reporting.Files
+    baseline: Path | None
+    history: Path | None
+    build: str  # in the history
+    board: Path | None  # file that the page in locust shows
+    attribution: bool
+    quiet: bool
+    verbose: bool
+
+
+def run(wanted: Wanted) -> int:
+    """Returns the exit status."""
+    try:
+        scenario = _checked(wanted)
+        make_target = targets.choose(wanted.target, _server(wanted, scenario))
+        directory = keeping.run_directory(wanted.runs, scenario.name)
+        # Not before: a target may have to be fetched. Not later: what is started is to be in it.
+        outside = "--attach" if wanted.server.attach else wanted.load.outside
+        isolation.settle(wanted.isolate, by_default=wanted.server.port == 0, outside=outside)
+    except (scenarios.ScenarioError, PolicyError, TargetError, LoadError, BaselineError, OSError) as error:
+        return usage_error(error)
+    board = wanted.board or (directory / "live.json" if wanted.load.web else None)
+    load = loads.ChosenLoad(replace(wanted.load, users=scenario.users or wanted.load.users), board)
+    with terminated_as_interrupted(), ExitStack() as looking:
+        looking.callback(load.stop)
+        try:
+            # Locust has a terminal display of its own.
+            with progress(quiet=wanted.quiet or bool(wanted.load.pipes), verbose=wanted.verbose) as show:
+                live = looking.enter_context(Live(board, show, _tell_page))
+                design = Design(scenario, make_target, directory, wanted.options, live.progress, load, live)
+                result = run_and_explain(design) if wanted.attribution else Experiment(design).run()
+        except (TargetError, LoadError, RemoteMXError) as error:
+            return usage_error(error)
+        except KeyboardInterrupt:
+            print("seatbelt: interrupted before the first dose; nothing is left running", file=sys.stderr)
+            return INCONCLUSIVE
+        try:
+            with uninterrupted():
+                kept = _keep(result, directory, wanted)
+                live.ended(result, kept)
+        except (RecordError, OSError) as error:
+            return usage_error(error)
+        if wanted.load.web and not result.was_interrupted:
+            stay()
+    if wanted.baseline is not None:
+        try:
+            return comparing.settle(wanted.baseline, result, quiet=wanted.quiet)
+        except BaselineError as error:
+            return usage_error(error)
+    return OF_VERDICT[result.verdict]
+
+
+def _checked(wanted: Wanted) -> Scenario:
+    """All that can be known to be wrong before anything is made. Raises what `run` reports."""
+    if wanted.baseline is not None:
+        baselines.load(wanted.baseline)  # an hour of load is too long a way to a typing error
+    scenario = scenarios.load(wanted.scenario)
+    if wanted.options.refuses is not None:
+        Policy.parse(wanted.options.refuses)
+    replace(wanted.load, users=scenario.users or wanted.load.users).check()
+    for path in (wanted.record, wanted.history, *wanted.files.chosen().values()):
+        if path is not None:
+            keeping.check_writable(path)
+    return scenario
+
+
+def _server(wanted: Wanted, scenario: Scenario) -> targets.Settings:
+    nofile = wanted.server.nofile or scenario.nofile
+    return replace(wanted.server, nofile=nofile, needs=scenario.needs, relays=scenario.relays)
+
+
+def _keep(result: RunRecord, directory: Path, wanted: Wanted) -> Path:
+    """Everything that is written and printed of a run; returns the record's path. Raises RecordError, OSError."""
+    result.command = _command(sys.argv[1:], wanted.options.seed)
+    kept = keeping.keep(result, directory, wanted.record)
+    reporting.write(result, wanted.files)
+    console = Console()
+    if wanted.quiet:
+        console.print(terminal.headline(result), soft_wrap=True)
+    else:
+        terminal.print_report(result, console)
+        console.print(f"record  {kept}", soft_wrap=True, highlight=False)
+    reporting.tell_github(result)
+    if wanted.history is not None:
+        append(wanted.history, result, wanted.build)
+    return kept
+
+
+def _command(arguments: list[str], seed: int) -> str:
+    """What repeats the run."""
+    # What locust adds is of its own process (harness.locust_plugin): the run is repeated without it.
+    words = ["seatbelt", *(word for word in arguments if not word.startswith(("--load-pipes=", "--board=")))]
+    if not any(word == "--seed" or word.startswith("--seed=") for word in words):
+        words += ["--seed", str(seed)]
+    return shlex.join(words)
+
+
+def _tell_page(url: str) -> None:
+    print(f"page    {url}", file=sys.stderr, flush=True)
