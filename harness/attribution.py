@@ -75,8 +75,9 @@ class SecondLook:
         wanted = [finding for finding in findings if is_attributable(finding)]
         if not wanted:
             return ""
-        stand = Stand(self._design, allocating={each.role for each in wanted if each.resource == "memory"})
         record = opened(self._design)
+        growing = {each.role for each in wanted if each.resource == "memory"}
+        stand = Stand(self._design, record, allocating=growing)
         try:
             told_by = self._look(stand, record, wanted)
         except Untraceable as reason:
@@ -100,7 +101,6 @@ class SecondLook:
         """Returns what told."""
         self._design.directory.mkdir(exist_ok=True)
         stand.start()
-        stand.describe(record)
         dosing = Dosing(self._design, stand, record)
         with Tracing(stand.target.root_pid, stand.target.agent_directory) as tracing:
             for step in self._steps(wanted):

@@ -32,42 +32,48 @@ class Experiment:
 
     def __init__(self, design: Design) -> None:
         self._design = design
-        self._stand = Stand(design)
         self._record = opened(design)
+        self._stand = Stand(design, self._record)
 
     def run(self) -> RunRecord:
         """Raises TargetError, LoadError or RemoteMXError when the run cannot even begin."""
-        record, stand, clock = self._record, self._stand, self._stand.clock
+        record = self._record
         with ExitStack() as closing:
-            with ExitStack() as running:
-                running.callback(stand.stop)
-                stand.start()
-                stand.describe(record)
-                self._dosing = Dosing(self._design, stand, record)
-                sampler = running.enter_context(Sampler(stand.subject.pids, hz=SAMPLE_HZ, clock=clock))
-                try:
-                    self._until_over()
-                except KeyboardInterrupt:
-                    text = f"interrupted during dose {len(record.doses) + 1}"
-                    record.incidents.append(Incident(kind="interrupted", text=text, at=clock()))
+            try:
+                self._stand.start()
+                self._work(closing)
+            except KeyboardInterrupt:
+                self._interrupted("while starting")
                 closing.enter_context(uninterrupted())
-                self._dosing.tell("counting the mail")
-                self._dosing.accounts.close(record)
-                sampler.stop()
-                record.samples = sampler.samples
-                record.harness.probe_cpu_s = stand.subject.probe_cpu_s + sampler.cpu_s
+            finally:
+                self._stand.stop()
             usage = resource.getrusage(resource.RUSAGE_SELF)
             record.harness.cpu_s = usage.ru_utime + usage.ru_stime
             verdict.conclude(record)
             record.footprint = footprint.measure(record)
         return record
 
-    def _until_over(self) -> None:
+    def _work(self, closing: ExitStack) -> None:
+        """All doses, and what became of the mail. From there on nothing interrupts, until `closing` ends."""
+        record, stand = self._record, self._stand
+        with Sampler(stand.subject.pids, hz=SAMPLE_HZ, clock=stand.clock) as sampler:
+            dosing = Dosing(self._design, stand, record)
+            try:
+                self._until_over(dosing)
+            except KeyboardInterrupt:
+                self._interrupted(f"during dose {len(record.doses) + 1}")
+            closing.enter_context(uninterrupted())
+            dosing.tell("counting the mail")
+            dosing.accounts.close(record)
+        record.samples = sampler.samples
+        record.harness.probe_cpu_s = stand.subject.probe_cpu_s + sampler.cpu_s
+
+    def _until_over(self, dosing: Dosing) -> None:
         """The phases, and what cut them short."""
         record = self._record
         self._design.observer.began(record, self._stand.subject.pids, self._stand.page)
         try:
-            self._phases()
+            self._phases(dosing)
         except Cut as cut:
             record.incidents.append(cut.incident)
         except Over:
@@ -75,10 +81,10 @@ class Experiment:
         except (TargetError, LoadError, RemoteMXError) as error:
             record.incidents.append(self._explained(error))
 
-    def _phases(self) -> None:
+    def _phases(self, dosing: Dosing) -> None:
         record, plan, profile = self._record, self._design.plan, self._design.options.profile
         for step in plan.counts():
-            self._dosing.give(step)
+            dosing.give(step)
             if step.phase == "warm-up":
                 self._check_early()
         if not self._design.judges_memory:
@@ -86,9 +92,9 @@ class Experiment:
         if profile.stop_at_count_finding and verdict.judge(record).findings:
             return
         for number in range(profile.rounds):
-            self._dosing.units_planned += plan.units_of_round_0 << number
+            dosing.units_planned += plan.units_of_round_0 << number
             for step in plan.memory_round(number):
-                self._dosing.give(step)
+                dosing.give(step)
             if verdict.decided(record):
                 return
 
@@ -107,6 +113,9 @@ class Experiment:
             text = f"the load was ended after dose {len(record.doses)} of {planned}: give it more time"
             record.incidents.append(Incident(kind="interrupted", text=text, at=self._stand.clock()))
 
+    def _interrupted(self, when: str) -> None:
+        self._record.incidents.append(Incident(kind="interrupted", text=f"interrupted {when}", at=self._stand.clock()))
+
     def _explained(self, error: TargetError | LoadError | RemoteMXError) -> Incident:
         """When a conversation broke off because the target died, the death is the incident."""
         if (death := self._stand.subject.death()) is not None:
@@ -116,3 +125,11 @@ class Experiment:
             return Incident(kind="load", text=str(error), at=at)
         kind: Literal["remote-mx", "target"] = "remote-mx" if isinstance(error, RemoteMXError) else "target"
         return Incident(kind=kind, text=str(error), at=at)
+
+
+def interrupted(design: Design) -> RunRecord:
+    """The record, judged, of a run that was interrupted before anything of it was started."""
+    record = opened(design)
+    record.incidents.append(Incident(kind="interrupted", text="interrupted while starting"))
+    verdict.conclude(record)
+    return record

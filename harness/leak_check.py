@@ -75,6 +75,7 @@ class LeakCheck:
         alpha: float = 0.01,
         command: str = "",
         traced: bool = False,
+        rest_timeout_s: float = REST_TIMEOUT_S,
     ) -> None:
         """`memory`: whether it is judged; None: where objects can be counted. `command`: what repeats the check.
         `traced`: the target's agents remember where things are made; then memory is not judged. Raises ValueError for a
@@ -88,9 +89,9 @@ class LeakCheck:
         self._memory = False if traced else memory  # a tracer grows by what it remembers
         self._traced = traced
         self._clock = Clock()
-        self._subject = Subject(
-            target, _NoRemoteMX(), self._clock, allocating=()
-        )  # memory is not judged of a traced target
+        # Memory is not judged of a traced target: nobody of it is asked for allocations.
+        self._subject = Subject(target, _NoRemoteMX(), self._clock, timeout_s=rest_timeout_s, allocating=())
+        self._rest_timeout_s = rest_timeout_s
         self.is_judged = False
         self.record = RunRecord(
             scenario=name,
@@ -144,7 +145,7 @@ class LeakCheck:
         kept.add(dose)
         if rest.busy:
             busy = ", ".join(f"{name} {count}" for name, count in rest.busy.items())
-            text = f"not at rest {REST_TIMEOUT_S:.0f} s after a dose of {step.units}: {busy}"
+            text = f"not at rest {self._rest_timeout_s:.0f} s after a dose of {step.units}: {busy}"
             raise Cut(Incident(kind="restless", text=text, at=self._clock()))
         self._subject.check_alive()
 

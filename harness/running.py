@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,9 +18,9 @@ from harness import comparing, isolation, keeping, reporting
 from harness import scenario as scenarios
 from harness.attribution import run_and_explain
 from harness.design import Design, Options
-from harness.experiment import Experiment
+from harness.experiment import Experiment, interrupted
 from harness.history import append
-from harness.interruption import terminated_as_interrupted, uninterrupted
+from harness.interruption import uninterrupted
 from harness.live import Live, stay
 from harness.load import choice as loads
 from harness.load.conversation import LoadError
@@ -27,13 +28,13 @@ from harness.progress import progress
 from harness.remote_mx.policy import Policy, PolicyError
 from harness.remote_mx.process import RemoteMXError
 from harness.scenario import Scenario
-from harness.status import INCONCLUSIVE, OF_VERDICT, usage_error
-from harness.targets import TargetError
+from harness.status import OF_VERDICT, usage_error
+from harness.targets import Target, TargetError
 from harness.targets import choice as targets
 from reports import baseline as baselines
 from reports import terminal
 from reports.baseline import BaselineError
-from reports.record import RecordError, RunRecord
+from reports.record import RecordError, RunRecord, TargetInfo
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,36 +59,48 @@ class Wanted:
     verbose: bool
 
 
-def run(wanted: Wanted) -> int:
-    """Returns the exit status."""
+def run(wanted: Wanted, begun: Callable[[], None] = lambda: None) -> int:
+    """Returns the exit status. `begun` is called when there is a directory: an interrupt from then on leaves a record.
+
+    Before that it is a KeyboardInterrupt.
+    """
     try:
         scenario = _checked(wanted)
-        make_target = targets.choose(wanted.target, _server(wanted, scenario))
+        server = _server(wanted, scenario)
+        meant = TargetInfo(targets.named(wanted.target, server), defects=list(server.defects))
         directory = keeping.run_directory(wanted.runs, scenario.name)
-        # Not before: a target may have to be fetched. Not later: what is started is to be in it.
-        outside = "--attach" if wanted.server.attach else wanted.load.outside
-        isolation.settle(wanted.isolate, by_default=wanted.server.port == 0, outside=outside)
     except (scenarios.ScenarioError, PolicyError, TargetError, LoadError, BaselineError, OSError) as error:
         return usage_error(error)
+    design = Design(scenario, _not_chosen, directory, wanted.options, meant=meant)
     board = wanted.board or (directory / "live.json" if wanted.load.web else None)
-    load = loads.ChosenLoad(replace(wanted.load, users=scenario.users or wanted.load.users), board)
-    with terminated_as_interrupted(), ExitStack() as looking:
+    load = loads.ChosenLoad(_load(wanted, scenario), board)
+    live: Live | None = None
+    with ExitStack() as looking:
         looking.callback(load.stop)
         try:
+            begun()
+            try:
+                design = replace(design, make_target=targets.choose(wanted.target, server))
+                # Not before: a target may have to be fetched. Not later: what is started is to be in it.
+                outside = "--attach" if server.attach else wanted.load.outside
+                isolation.settle(wanted.isolate, by_default=server.port == 0, outside=outside)
+            except (TargetError, OSError) as error:
+                directory.rmdir()
+                return usage_error(error)
             # Locust has a terminal display of its own.
             with progress(quiet=wanted.quiet or bool(wanted.load.pipes), verbose=wanted.verbose) as show:
                 live = looking.enter_context(Live(board, show, _tell_page))
-                design = Design(scenario, make_target, directory, wanted.options, live.progress, load, live)
+                design = replace(design, progress=live.progress, make_load=load, observer=live)
                 result = run_and_explain(design) if wanted.attribution else Experiment(design).run()
         except (TargetError, LoadError, RemoteMXError) as error:
             return usage_error(error)
         except KeyboardInterrupt:
-            print("seatbelt: interrupted before the first dose; nothing is left running", file=sys.stderr)
-            return INCONCLUSIVE
+            result = interrupted(design)
         try:
             with uninterrupted():
                 kept = _keep(result, directory, wanted)
-                live.ended(result, kept)
+                if live is not None:
+                    live.ended(result, kept)
         except (RecordError, OSError) as error:
             return usage_error(error)
         if wanted.load.web and not result.was_interrupted:
@@ -107,16 +120,24 @@ def _checked(wanted: Wanted) -> Scenario:
     scenario = scenarios.load(wanted.scenario)
     if wanted.options.refuses is not None:
         Policy.parse(wanted.options.refuses)
-    replace(wanted.load, users=scenario.users or wanted.load.users).check()
+    _load(wanted, scenario).check()
     for path in (wanted.record, wanted.history, *wanted.files.chosen().values()):
         if path is not None:
             keeping.check_writable(path)
     return scenario
 
 
+def _load(wanted: Wanted, scenario: Scenario) -> loads.Settings:
+    return replace(wanted.load, users=scenario.users or wanted.load.users)
+
+
 def _server(wanted: Wanted, scenario: Scenario) -> targets.Settings:
     nofile = wanted.server.nofile or scenario.nofile
     return replace(wanted.server, nofile=nofile, needs=scenario.needs, relays=scenario.relays)
+
+
+def _not_chosen(directory: Path, ports: dict[str, int], *, traced: bool = False) -> Target:
+    raise TargetError("the target has not been chosen")
 
 
 def _keep(result: RunRecord, directory: Path, wanted: Wanted) -> Path:

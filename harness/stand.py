@@ -11,7 +11,7 @@ from contextlib import ExitStack
 import msgspec
 
 from harness.design import HOME, REFUSING, Design
-from harness.interruption import uninterrupted
+from harness.interruption import Held, uninterrupted
 from harness.load.conversation import Conversation
 from harness.remote_mx.process import RemoteMX
 from harness.subject import Clock, Subject
@@ -29,9 +29,10 @@ class Stand:
     subject: Subject
     page = ""  # the load's, for a person to look at
 
-    def __init__(self, design: Design, *, allocating: Collection[str] | None = None) -> None:
-        """`allocating`: as of Subject."""
+    def __init__(self, design: Design, record: RunRecord, *, allocating: Collection[str] | None = None) -> None:
+        """`record` gets what only a target can tell. `allocating`: as of Subject."""
         self._design = design
+        self._record = record
         self._allocating = allocating
         self._running = ExitStack()
         self.spare = 0  # every so many-th message is accepted, and is no unit; 0: none
@@ -43,9 +44,10 @@ class Stand:
         planned = design.plan.units_before_memory
         design.progress("starting", 0, planned)
         users = scenario.users or options.users
-        # The load's imports take longest: they run while the others start.
-        self.load = self._running.enter_context(design.make_load(scenario.path, users, options.seed))
-        self.mx = self._running.enter_context(RemoteMX({REFUSING: self.refuses, HOME: ""}))
+        with Held():  # so that whatever is started is known to `stop`
+            # The load's imports take longest: they run while the others start.
+            self.load = self._running.enter_context(design.make_load(scenario.path, users, options.seed))
+            self.mx = self._running.enter_context(RemoteMX({REFUSING: self.refuses, HOME: ""}))
         self.target = design.make_target(design.directory, self.mx.ports)
         cgroup = Cgroup()
         self._running.callback(cgroup.close)
@@ -53,7 +55,9 @@ class Stand:
         if scenario.mixed and options.refuses is None and isinstance(self.target, LosesPatience):
             self.spare = self.target.patience
             self.mx.set_policy(REFUSING, self.refuses)
+        self._describe(self.target)
         self.target.start()
+        self._describe(self.target)  # some tell their version only now
         self.subject = Subject(
             self.target,
             self.mx,
@@ -76,8 +80,7 @@ class Stand:
         """The policy of the remote MX."""
         return f"{self._design.refuses} spare={self.spare}" if self.spare else self._design.refuses
 
-    def describe(self, record: RunRecord) -> None:
-        """What only a target tells that has been made."""
-        target = self.target
-        record.target = TargetInfo(target.name, target.version, list(target.defects))
-        record.conditions = msgspec.structs.replace(record.conditions, refuses=self.refuses)
+    def _describe(self, target: Target) -> None:
+        conditions = self._record.conditions
+        self._record.target = TargetInfo(target.name, target.version, list(target.defects))
+        self._record.conditions = msgspec.structs.replace(conditions, refuses=self.refuses)

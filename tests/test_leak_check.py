@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from harness import leak_check
 from harness.leak_check import LeakCheck, watched
 from harness.plan import Profile
 from harness.targets import TargetError
@@ -47,9 +46,8 @@ def test_a_server_that_ends_is_a_finding_and_ends_the_doses(live: Live) -> None:
     assert "has ended" in check.record.findings[0].message
 
 
-def test_what_does_not_come_to_rest_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(leak_check, "REST_TIMEOUT_S", 1.0)
-    check = LeakCheck(watched(None), "restless", profile=COUNTS, first_dose=1)
+def test_what_does_not_come_to_rest_is_a_finding() -> None:
+    check = LeakCheck(watched(None), "restless", profile=COUNTS, first_dose=1, rest_timeout_s=1.0)
     over = threading.Event()
 
     def opens_more_and_more() -> None:

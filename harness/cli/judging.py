@@ -27,6 +27,7 @@ from harness.cli.options import (
     Users,
     Verbose,
 )
+from harness.status import INCONCLUSIVE
 
 
 class By(enum.StrEnum):
@@ -89,51 +90,59 @@ def run(
     verbose: Verbose = False,
 ) -> None:
     """Load a mail server, let it rest, and say what it failed to let go of."""
-    from harness import running
-    from harness.design import Options
-    from harness.load import choice as loads
-    from harness.plan import PROFILES
-    from harness.reporting import Files
-    from harness.targets import choice as targets
+    from harness.interruption import Held, terminated_as_interrupted
 
-    wanted = running.Wanted(
-        scenario=scenario,
-        target=target,
-        server=targets.Settings(
-            seed=seed,
-            address=address,
-            port=port,
-            nofile=nofile,
-            defects=tuple(defect or ()),
-            attach=attach or "",
-            command=command or "",
-            server=server or "",
-            preload=preload,
-            binary=binary,
-        ),
-        load=loads.Settings(
-            users=users,
-            workers=workers,
-            master_bind=master_bind,
-            expect_workers=expect_workers,
-            web=web,
-            web_port=web_port,
-            pipes=load_pipes,
-        ),
-        options=Options(PROFILES[profile], users=users, seed=seed, units=sessions, refuses=mx),
-        isolate=isolate,
-        runs=runs,
-        record=record,
-        files=Files(html, junit, markdown),
-        baseline=baseline,
-        history=history,
-        build=build,
-        board=board,
-        attribution=attribution,
-        quiet=quiet,
-        verbose=verbose,
-    )
-    raise typer.Exit(running.run(wanted))
+    try:
+        with terminated_as_interrupted(), Held() as interrupts:
+            from harness import running
+            from harness.design import Options
+            from harness.load import choice as loads
+            from harness.plan import PROFILES
+            from harness.reporting import Files
+            from harness.targets import choice as targets
+
+            wanted = running.Wanted(
+                scenario=scenario,
+                target=target,
+                server=targets.Settings(
+                    seed=seed,
+                    address=address,
+                    port=port,
+                    nofile=nofile,
+                    defects=tuple(defect or ()),
+                    attach=attach or "",
+                    command=command or "",
+                    server=server or "",
+                    preload=preload,
+                    binary=binary,
+                ),
+                load=loads.Settings(
+                    users=users,
+                    workers=workers,
+                    master_bind=master_bind,
+                    expect_workers=expect_workers,
+                    web=web,
+                    web_port=web_port,
+                    pipes=load_pipes,
+                ),
+                options=Options(PROFILES[profile], users=users, seed=seed, units=sessions, refuses=mx),
+                isolate=isolate,
+                runs=runs,
+                record=record,
+                files=Files(html, junit, markdown),
+                baseline=baseline,
+                history=history,
+                build=build,
+                board=board,
+                attribution=attribution,
+                quiet=quiet,
+                verbose=verbose,
+            )
+            status = running.run(wanted, begun=interrupts.release)
+    except KeyboardInterrupt:
+        typer.echo("seatbelt: interrupted before there was a run", err=True)
+        status = INCONCLUSIVE
+    raise typer.Exit(status)
 
 
 def ab(

@@ -57,7 +57,15 @@ class MakeTarget(Protocol):
 
 
 def choose(name: str | None, settings: Settings) -> MakeTarget:
-    """None: the one that the settings mean. Raises TargetError for what there is not, or what it cannot have."""
+    """What makes the target called `name`, or if None the one that the settings mean. It may have to be fetched first.
+
+    Raises TargetError for what there is not, or what it cannot have.
+    """
+    return _MAKERS[named(name, settings)](settings)
+
+
+def named(name: str | None, settings: Settings) -> str:
+    """Which one is chosen. Raises TargetError for settings that contradict each other, or the name."""
     said = {option: getattr(settings, option) for option in MEANT if getattr(settings, option)}
     if len(said) > 1:
         raise TargetError(f"{' and '.join(f'--{option}' for option in said)} are two targets: choose one")
@@ -76,7 +84,7 @@ def choose(name: str | None, settings: Settings) -> MakeTarget:
             raise TargetError(f"--binary is for {', '.join(WITH_BINARY)}; {name} has no program to choose")
         if not os.access(settings.binary, os.X_OK) or settings.binary.is_dir():
             raise TargetError(f"--binary {settings.binary}: no such program")
-    return _MAKERS[name](settings)
+    return name
 
 
 def _most_descriptors() -> int:

@@ -20,6 +20,7 @@ from pathlib import Path
 import psutil
 
 from harness import agent
+from harness.interruption import Held
 from harness.remote_dns import DnsServer
 from harness.targets import Rest, TargetError, smtpctl
 from harness.targets.facilities import facilities
@@ -126,17 +127,17 @@ class Embedded:
             command = ["-m", "mta_under_test.defects", *self.defects, "--seed", str(self._seed), "--", *smtpd]
         else:
             command = ["-m", "mta_under_test.smtpd", *smtpd]
-        with self.log_path.open("wb") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, *command],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=agent.environment(self.agent_directory, traced=self._traced),
-                start_new_session=True,  # a Ctrl-C in the terminal is for the harness, which then stops the target
-                preexec_fn=partial(self._before_exec, os.getpid()),
-            )
         try:
+            with Held(), self.log_path.open("wb") as log:
+                self._process = subprocess.Popen(
+                    [sys.executable, *command],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    env=agent.environment(self.agent_directory, traced=self._traced),
+                    start_new_session=True,  # a Ctrl-C in the terminal is for the harness, which then stops the target
+                    preexec_fn=partial(self._before_exec, os.getpid()),
+                )
             self._wait_until_ready()
         except BaseException:
             self.stop()
@@ -187,6 +188,8 @@ class Embedded:
 
     def _end(self, parent: subprocess.Popen[bytes]) -> None:
         if parent.poll() is None:
+            if not self._family:  # it has not greeted yet
+                self._family = psutil.Process(parent.pid).children(recursive=True)
             parent.terminate()
             try:
                 parent.wait(STOP_TIMEOUT_S)

@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from harness.interruption import Held
 from harness.targets import TargetError
 from harness.targets.daemon import START_TIMEOUT_S, Daemon, free_port, make_room
 from reports.record import Incident
@@ -55,7 +56,8 @@ class Foreign(ABC):
         try:
             argv = self._furnish(self._made)
             environment = self._environment()
-            self._started = Daemon(argv, environment, self._output, nofile=self._nofile, room=self._made)
+            with Held():
+                self._started = Daemon(argv, environment, self._output, nofile=self._nofile, room=self._made)
             self._started.await_greeting(self.address, self.start_timeout_s)
             self._greeted()
         except BaseException as error:
