@@ -26,7 +26,8 @@ import psutil
 
 sys.path.insert(0, os.fspath(Path(__file__).resolve().parents[1]))
 
-from benchmarks.mta_servers import SERVERS, Ours, Server, Unavailable, free_port, postfix_tool
+from benchmarks.mta_servers import SERVERS, Ours, Server, Unavailable, postfix_tool
+from harness.targets.daemon import free_port
 
 SESSIONS = 20
 MESSAGE_BYTES = 2048

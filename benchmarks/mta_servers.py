@@ -13,10 +13,12 @@ import socket
 import subprocess
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 
 from harness.targets import TargetError, places, postfix_tree
+from harness.targets.daemon import free_port
 from harness.targets.debian import Unavailable as NoPackage
 from harness.targets.debian import cache_directory, unpack
 from harness.targets.places import Places, Program
@@ -44,13 +46,7 @@ def postfix_tool(name: str) -> tuple[Path, dict[str, str]]:
     return root / "usr/sbin" / name, {**os.environ, "LD_LIBRARY_PATH": os.fspath(root / "usr/lib/postfix")}
 
 
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
-
-
-class Server:
+class Server(ABC):
     """One, running from `start` to `stop`. With `hold` it accepts mail and does not try to deliver it."""
 
     name: str
@@ -110,19 +106,24 @@ class Server:
 
     # ---- what each server says for itself
 
-    def configure(self) -> None: ...
+    @abstractmethod
+    def configure(self) -> None:
+        """Write what it reads, in `directory`. Raises Unavailable."""
 
+    @abstractmethod
     def command(self) -> Sequence[str | Path]:
-        raise NotImplementedError
+        """What starts it. Raises Unavailable."""
 
     def environment(self) -> dict[str, str]:
         return dict(os.environ)
 
-    def started(self) -> None: ...
+    def started(self) -> None:
+        """It has greeted."""
+        return
 
+    @abstractmethod
     def queued(self) -> int:
-        """Messages that it still has."""
-        raise NotImplementedError
+        """Messages that it still has. Raises Unavailable."""
 
 
 def _session(leader: int) -> list[int]:
@@ -233,11 +234,13 @@ class Contained(Server):
     def command(self) -> Sequence[str | Path]:
         return self.places.command([str(self.program), *self.arguments()])
 
+    @abstractmethod
     def furnish(self) -> None:
-        raise NotImplementedError
+        """Write its configuration, and make the directories that it insists on."""
 
+    @abstractmethod
     def arguments(self) -> Sequence[str]:
-        raise NotImplementedError
+        """Of its program."""
 
 
 class OpenSMTPD(Contained):

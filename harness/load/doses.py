@@ -68,3 +68,27 @@ class Doses:
     def in_hand(self) -> bool:
         """Sessions are being held."""
         return self._in_hand
+
+
+class DoseGiver:
+    """The part of a load (harness.load.serving.Load), and of what a page is about (harness.load.page.Driven), that is
+    the same whoever is in charge: it can give doses once `_doses` is there.
+    """
+
+    _doses: Doses | None = None
+
+    def give_dose(self, order: GiveDose) -> Tally:
+        if self._doses is None:
+            raise ValueError("a dose was ordered before the start")
+        return self._doses.give_dose(order)
+
+    @property
+    def in_hand(self) -> bool:
+        return self._doses is not None and self._doses.in_hand
+
+    def cut_short(self) -> bool:
+        return self._doses is not None and self._doses.cut_short()
+
+    def wind_up(self) -> None:
+        if self._doses is not None:
+            self._doses.wind_up()

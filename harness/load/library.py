@@ -20,11 +20,10 @@ from locust.env import Environment
 from locust.exception import RPCError
 from locust.runners import MasterRunner, Runner
 
-from harness.load.doses import Doses
+from harness.load.doses import DoseGiver, Doses
 from harness.load.fleet import Fleet
-from harness.load.orders import FleetOrder, GiveDose, Ready, Start, WebOrder
+from harness.load.orders import FleetOrder, Ready, Start, WebOrder
 from harness.load.sessions import Holder, LoadStuck, Sessions
-from harness.load.tally import Tally
 from harness.load.user import user_of
 from harness.scenario import load
 
@@ -35,11 +34,10 @@ MOST_SPAWNED_A_SECOND = 100  # by a runner; locust warns of more
 FLEET_USER = "fleet"  # the user class has the same name in master and workers
 
 
-class Library:
+class Library(DoseGiver):
     """One load (harness.load.serving.Load)."""
 
     def __init__(self) -> None:
-        self._doses: Doses | None = None
         self._running = ExitStack()
 
     def start(self, order: Start) -> Ready:
@@ -68,11 +66,6 @@ class Library:
         self._doses = Doses(scenario, order.seed, (order.host, order.port), holder)
         return Ready(order.users, self._page(environment, order.web) if order.web is not None else "")
 
-    def give_dose(self, order: GiveDose) -> Tally:
-        if self._doses is None:
-            raise ValueError("a dose was ordered before the start")
-        return self._doses.give_dose(order)
-
     def stop(self) -> None:
         """Cut off what is under way, close its connections, end the users and the workers that were started here."""
         self._running.close()
@@ -81,17 +74,6 @@ class Library:
 
     board: Path | None = None
     state = "The run has not begun."
-
-    @property
-    def in_hand(self) -> bool:
-        return self._doses is not None and self._doses.in_hand
-
-    def cut_short(self) -> bool:
-        return self._doses is not None and self._doses.cut_short()
-
-    def wind_up(self) -> None:
-        if self._doses is not None:
-            self._doses.wind_up()
 
     def _page(self, environment: Environment, order: WebOrder) -> str:
         """Serve it; returns its URL."""

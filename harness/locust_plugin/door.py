@@ -20,11 +20,10 @@ from locust.env import Environment
 from locust.runners import STATE_RUNNING, MasterRunner, WorkerRunner
 
 from harness.load import fleet
-from harness.load.doses import Doses
+from harness.load.doses import DoseGiver, Doses
 from harness.load.fleet import Fleet
-from harness.load.orders import GiveDose, Ready, Start
+from harness.load.orders import Ready, Start
 from harness.load.sessions import Holder, LoadStuck, Sessions
-from harness.load.tally import Tally
 from harness.load.user import MailUser, address_of
 from harness.locust_plugin.controller import Controller
 from harness.scenario import load
@@ -45,7 +44,7 @@ OPTIONS = (
 )
 
 
-class Door:
+class Door(DoseGiver):
     """Of one locust that is in charge: alone, or the master of workers. A load (harness.load.serving.Load), and what
     the page is about (harness.load.page.Driven)."""
 
@@ -54,7 +53,6 @@ class Door:
         runner = environment.runner
         self.sessions = Sessions()
         self._holder: Holder = Fleet(runner) if isinstance(runner, MasterRunner) else self.sessions
-        self._doses: Doses | None = None
         self._controller: Controller | None = None
         self._stopped = False  # locust's test, since it began
 
@@ -116,11 +114,6 @@ class Door:
         self._doses = Doses(load(order.scenario), order.seed, (order.host, order.port), self._holder)
         return Ready(runner.user_count)
 
-    def give_dose(self, order: GiveDose) -> Tally:
-        if self._doses is None:
-            raise ValueError("a dose was ordered before the start")
-        return self._doses.give_dose(order)
-
     # ---- the page
 
     @property
@@ -136,17 +129,6 @@ class Door:
         if self._controller.is_over:
             return f"The run could not begin: {self._controller.last_words}"
         return "The target is being started."
-
-    @property
-    def in_hand(self) -> bool:
-        return self._doses is not None and self._doses.in_hand
-
-    def cut_short(self) -> bool:
-        return self._doses is not None and self._doses.cut_short()
-
-    def wind_up(self) -> None:
-        if self._doses is not None:
-            self._doses.wind_up()
 
 
 def is_wanted(environment: Environment) -> bool:
