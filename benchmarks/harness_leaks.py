@@ -31,7 +31,7 @@ from harness.targets.embedded import Embedded
 from reports.record import Dose, Judgement, RunRecord, Snapshot, TargetInfo
 
 WARM_UP = 2  # runs
-TINY = Profile("tiny", warm_up=(1,), counts=(1,), rounds=0, stop_at_count_finding=True)
+TINY = Profile("tiny", warm_up=(1,), counts=(1,), rounds=0, stop_at_finding=True)
 UNITS = 10
 
 

@@ -192,7 +192,7 @@ def _record(name: str, build: Build, scenario: Scenario, directory: Path, wanted
     if isinstance(build, RunRecord):
         return build
     # What a leaks must not keep us from seeing what else it does not.
-    profile = replace(plan.PROFILES[wanted.profile], stop_at_count_finding=False)
+    profile = replace(plan.PROFILES[wanted.profile], stop_at_finding=False)
     options = Options(profile=profile, users=wanted.users, seed=wanted.seed, units=wanted.units, refuses=wanted.mx)
     where = directory / name
     where.mkdir()

@@ -87,16 +87,18 @@ class Experiment:
             dosing.give(step)
             if step.phase == "warm-up":
                 self._check_early()
-        if not self._design.judges_memory:
-            return
-        if profile.stop_at_count_finding and verdict.judge(record).findings:
+        if not self._design.judges_memory or self._is_proven():
             return
         for number in range(profile.rounds):
             dosing.units_planned += plan.units_of_round_0 << number
             for step in plan.memory_round(number):
                 dosing.give(step)
-            if verdict.decided(record):
+            if verdict.decided(record) or self._is_proven():
                 return
+
+    def _is_proven(self) -> bool:
+        """A quick run is over when something was found, whatever else is still in doubt."""
+        return self._design.options.profile.stop_at_finding and bool(verdict.judge(self._record).findings)
 
     def _check_early(self) -> None:
         """A warm-up whose sessions were hopelessly short need not be followed by a whole run of the same."""

@@ -125,7 +125,7 @@ class LeakCheck:
             self.record.judgement.memory = _objects_counted(kept)
         if not self.record.judgement.memory:
             return
-        if self._profile.stop_at_count_finding and verdict.judge(self._so_far(kept)).findings:
+        if self._profile.stop_at_finding and verdict.judge(self._so_far(kept)).findings:
             return
         for number in range(self._profile.rounds):
             for step in self._plan.memory_round(number):

@@ -21,7 +21,7 @@ class Profile:
     warm_up: tuple[int, ...]  # doses, in multiples of the scenario's first dose
     counts: tuple[int, ...]
     rounds: int  # of memory, at the most
-    stop_at_count_finding: bool  # what is proven need not wait for the memory rounds
+    stop_at_finding: bool  # what is proven need not wait for the next memory round
 
 
 PROFILES = {

@@ -163,7 +163,7 @@ class Soak:
             save(record, self._history)
             if number < last:
                 continue
-            if step.phase == "count" and self._profile.stop_at_count_finding and verdict.judge(record).findings:
+            if step.phase == "count" and self._profile.stop_at_finding and verdict.judge(record).findings:
                 return
             if step.phase == "memory" and verdict.decided(record):
                 return

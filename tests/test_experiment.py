@@ -21,7 +21,7 @@ from harness.targets import Rest
 from harness.targets.embedded import Embedded
 from reports.record import Finding, RunRecord
 
-COUNTS = Profile("counts", warm_up=(1,), counts=(1, 2, 4), rounds=0, stop_at_count_finding=True)
+COUNTS = Profile("counts", warm_up=(1,), counts=(1, 2, 4), rounds=0, stop_at_finding=True)
 DELETED = "message file (deleted)"
 
 
@@ -128,7 +128,7 @@ def test_a_target_that_loses_patience_is_spared_and_doses_count_what_was_refused
 
 
 def test_the_same_seed_submits_the_same_mail(tmp_path: Path) -> None:
-    small = Profile("small", warm_up=(1,), counts=(1,), rounds=0, stop_at_count_finding=True)
+    small = Profile("small", warm_up=(1,), counts=(1,), rounds=0, stop_at_finding=True)
     runs = []
     for name in "ab":
         (tmp_path / name).mkdir()
@@ -225,7 +225,7 @@ def test_a_target_that_does_not_come_to_rest_is_a_finding(tmp_path: Path) -> Non
 
 
 def test_objects_that_outlive_their_relay_are_found_and_the_twin_is_proven_clean(tmp_path: Path) -> None:
-    profile = Profile("memory", warm_up=(1, 1), counts=(1, 2), rounds=3, stop_at_count_finding=True)
+    profile = Profile("memory", warm_up=(1, 1), counts=(1, 2), rounds=3, stop_at_finding=True)
     scenario = replace(scenarios.load("one-at-a-time"), promises=())
     for name, defects in (("leak", ("relay-object-leak",)), ("twin", ())):
         (tmp_path / name).mkdir()

@@ -14,7 +14,7 @@ from harness.plan import Profile
 from harness.targets import TargetError
 from tests.live import Live
 
-COUNTS = Profile("counts", (1,), (1, 2, 4, 8), 0, stop_at_count_finding=True)
+COUNTS = Profile("counts", (1,), (1, 2, 4, 8), 0, stop_at_finding=True)
 
 
 @pytest.fixture

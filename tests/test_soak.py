@@ -17,7 +17,7 @@ from harness.targets.attach import Attached
 from reports.record import RunRecord, load, save
 from tests.live import Live
 
-COUNTS = Profile("counts", (1,), (1, 2, 4, 8), 0, stop_at_count_finding=True)
+COUNTS = Profile("counts", (1,), (1, 2, 4, 8), 0, stop_at_finding=True)
 PAUSE_S = 0.005  # between two visits: whoever leaks one each time has 1,024 descriptors
 NEVER = 10_000  # connections in a dose that is not reached
 
@@ -75,7 +75,7 @@ def test_a_leak_is_found_by_the_connections_that_come_from_elsewhere(tmp_path: P
 def test_a_process_that_listens_nowhere_is_judged_by_time(tmp_path: Path) -> None:
     with subprocess.Popen(["sh", "-c", "read line"], stdin=subprocess.PIPE) as shell:
         target = Attached(str(shell.pid))
-        profile = Profile("counts", (1,), (1, 2), 0, stop_at_count_finding=True)
+        profile = Profile("counts", (1,), (1, 2), 0, stop_at_finding=True)
         soak = Soak(target, tmp_path / "history.json", lambda *_: None, profile=profile, by="time", first_dose=1)
         record = soak.run()
         shell.terminate()
@@ -134,7 +134,7 @@ def test_a_history_that_does_not_fit_is_refused(tmp_path: Path) -> None:
         with pytest.raises(HistoryError, match="--by of 'accepted connection', not 'second'"):
             look(server, history, by="time")
         with pytest.raises(HistoryError, match="--profile of 'counts', not 'quick'"):
-            look(server, history, profile=Profile("quick", (1,), (1, 2), 0, stop_at_count_finding=True))
+            look(server, history, profile=Profile("quick", (1,), (1, 2), 0, stop_at_finding=True))
         record = load(history)
         record.scenario = "accepted"
         save(record, history)

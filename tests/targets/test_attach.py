@@ -159,7 +159,7 @@ def test_load_on_an_attached_postfix_is_judged_and_leaves_it_running(tmp_path: P
     postfix.start()
     try:
         make = choose("attach", Settings(attach=f":{postfix.address[1]}"))
-        options = Options(profile=Profile("counts", (1, 1), (1, 2, 4, 8), 0, stop_at_count_finding=True), units=20)
+        options = Options(profile=Profile("counts", (1, 1), (1, 2, 4, 8), 0, stop_at_finding=True), units=20)
         record = Experiment(Design(scenarios.load("connect-quit"), make, tmp_path, options)).run()
         assert (record.verdict, record.reasons) == ("clean", [])
         assert {"master", "smtpd"} <= {process.role for process in record.doses[-1].snapshot.processes}

@@ -25,7 +25,7 @@ from harness.targets.places import Program
 from tests.probes.probed import until
 from tests.targets.foreign import check_that_it_ends_with_its_harness, family_of, program_of, submit
 
-COUNTS = Profile("counts", (1,), (1, 2, 4), 0, stop_at_count_finding=True)
+COUNTS = Profile("counts", (1,), (1, 2, 4), 0, stop_at_finding=True)
 
 
 @pytest.fixture

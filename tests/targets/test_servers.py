@@ -19,9 +19,9 @@ from reports.record import RunRecord
 from tests.debian import unpacked
 
 SERVERS = Path(__file__).parents[1] / "servers"
-MEMORY = Profile("memory", (1,), (1, 2), 2, stop_at_count_finding=True)
-EVEN = Profile("even", (1,), (1,) * 16, 0, stop_at_count_finding=True)
-COUNTS = Profile("counts", (1,), (1, 2, 4, 8), 0, stop_at_count_finding=True)
+MEMORY = Profile("memory", (1,), (1, 2), 2, stop_at_finding=True)
+EVEN = Profile("even", (1,), (1,) * 16, 0, stop_at_finding=True)
+COUNTS = Profile("counts", (1,), (1, 2, 4, 8), 0, stop_at_finding=True)
 
 
 def plain(scenario: Scenario, make: MakeTarget, directory: Path, options: Options, progress: Progress) -> RunRecord:
