@@ -9,12 +9,11 @@ import pytest
 
 from harness import scenario as scenarios
 from harness.attribution import run_and_explain
-from harness.design import Design, Options, Progress
+from harness.design import Design, Options
 from harness.experiment import Experiment
 from harness.plan import Profile
-from harness.scenario import Scenario
 from harness.targets import description
-from harness.targets.choice import MakeTarget, Settings, choose
+from harness.targets.choice import Settings, choose
 from reports.record import RunRecord
 from tests.debian import unpacked
 
@@ -24,19 +23,14 @@ EVEN = Profile("even", (1,), (1,) * 16, 0, stop_at_finding=True)
 COUNTS = Profile("counts", (1,), (1, 2, 4, 8), 0, stop_at_finding=True)
 
 
-def plain(scenario: Scenario, make: MakeTarget, directory: Path, options: Options, progress: Progress) -> RunRecord:
-    return Experiment(Design(scenario, make, directory, options, progress)).run()
-
-
 def run(
     directory: Path, profile: Profile = COUNTS, units: int | None = None, *, explain: bool = False, **settings: str
 ) -> RunRecord:
     """Sessions without mail; `explain`: and where what is found began."""
     make = choose(None, Settings(**settings))  # type: ignore[arg-type]
     before = set(psutil.Process().children(recursive=True))
-    options = Options(profile=profile, units=units)
-    look = run_and_explain if explain else plain
-    record = look(scenarios.load("connect-quit"), make, directory, options, lambda *_: None)
+    design = Design(scenarios.load("connect-quit"), make, directory, Options(profile=profile, units=units))
+    record = run_and_explain(design) if explain else Experiment(design).run()
     assert not set(psutil.Process().children(recursive=True)) - before
     return record
 
