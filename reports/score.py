@@ -16,7 +16,6 @@ SCHEMA = 1
 Kind = Literal["certain", "rare", "slow", "wrong way", "innocent", "clean"]
 GUILTY: tuple[Kind, ...] = ("certain", "rare", "slow", "wrong way")
 GUILTLESS: tuple[Kind, ...] = ("innocent", "clean")
-OURS = "seatbelt"
 VERDICTS: dict[str, str] = {"leak": "leak", "inconclusive": "not sure", "clean": "clean", "": "failed"}
 
 

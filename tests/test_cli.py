@@ -13,7 +13,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+from typer.testing import CliRunner
 
+from harness.cli import app
 from reports.record import load
 
 SEATBELT = Path(sys.executable).with_name("seatbelt")
@@ -49,6 +51,20 @@ def test_a_mistake_is_one_clear_line_and_status_2(tmp_path: Path, arguments: lis
     assert complaint in finished.stderr
     assert len(finished.stderr.splitlines()) == 1
     assert finished.stdout == ""
+
+
+@pytest.mark.parametrize("option", ["--command", "--server", "--attach"])
+def test_an_unset_variable_of_the_shell_is_not_the_embedded_server(option: str) -> None:
+    finished = CliRunner().invoke(app, ["run", option, ""])
+    assert finished.exit_code == 2
+    assert "it is empty" in finished.stderr
+
+
+def test_a_fault_of_ours_is_no_finding() -> None:
+    broken = "import harness.cli as c; c.app = lambda: 1 / 0; c.main()"
+    finished = subprocess.run([sys.executable, "-c", broken], capture_output=True, text=True, check=False)
+    assert finished.returncode == 3
+    assert "a fault of Seatbelt" in finished.stderr
 
 
 def test_a_taken_port_is_one_clear_line_and_status_2(tmp_path: Path) -> None:

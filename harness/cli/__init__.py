@@ -7,13 +7,14 @@ needs them, so that `--help` answers at once.
 from __future__ import annotations
 
 import sys
+import traceback
 from typing import Annotated
 
 import typer
 
 from harness import __version__
 from harness.cli import judging, records, tools
-from harness.status import USAGE
+from harness.status import INCONCLUSIVE, USAGE
 
 BISECTION_ENDS = 128  # for `git bisect run` the 2 of a wrong option is a bad commit
 
@@ -65,3 +66,7 @@ def main() -> None:
         if end.code == USAGE and sys.argv[1:2] == ["ab"]:
             raise SystemExit(BISECTION_ENDS) from None
         raise
+    except Exception as error:  # noqa: BLE001 - Python's own status for it is 1, which would be a finding
+        traceback.print_exc()
+        print(f"seatbelt: a fault of Seatbelt, which proves nothing of the server: {error!r}", file=sys.stderr)
+        raise SystemExit(INCONCLUSIVE) from None

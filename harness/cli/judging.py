@@ -26,6 +26,7 @@ from harness.cli.options import (
     Sessions,
     Users,
     Verbose,
+    not_empty,
 )
 from harness.status import INCONCLUSIVE
 
@@ -39,16 +40,23 @@ def run(
     scenario: Scenario = "rejected-reuse",
     target: Annotated[str | None, typer.Option(help="see `seatbelt list targets`; embedded, if nothing else")] = None,
     attach: Annotated[
-        str | None, typer.Option(metavar="PID|:PORT|UNIT", help="a server that runs already, as the target")
+        str | None,
+        typer.Option(metavar="PID|:PORT|UNIT", callback=not_empty, help="a server that runs already, as the target"),
     ] = None,
     command: Annotated[
-        str | None, typer.Option(metavar="ARGV", help="any server, as 'PROGRAM … {port}' (docs/targets.md)")
+        str | None,
+        typer.Option(metavar="ARGV", callback=not_empty, help="any server, as 'PROGRAM … {port}' (docs/targets.md)"),
     ] = None,
     binary: Annotated[
         Path | None, typer.Option(metavar="PATH", help="the server's program, instead of Debian's package")
     ] = None,
     server: Annotated[
-        str | None, typer.Option(metavar="NAME|FILE.toml", help="a server that is described; `seatbelt list servers`")
+        str | None,
+        typer.Option(
+            metavar="NAME|FILE.toml",
+            callback=not_empty,
+            help="a server that is described; `seatbelt list servers`",
+        ),
     ] = None,
     preload: Annotated[
         bool, typer.Option(help="count malloc's bytes in a server that we start and is no Python")

@@ -33,3 +33,10 @@ Finding = Annotated[int, typer.Option(min=1, help="number of the finding, as the
 AsJson = Annotated[bool, typer.Option("--json", help="as JSON")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="print the verdict's line only")]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="print what happens, line by line")]
+
+
+def not_empty(given: str | None) -> str | None:
+    """An unset variable of the shell must not choose what is taken when nothing was said."""
+    if given is not None and not given.strip():
+        raise typer.BadParameter("it is empty")
+    return given
