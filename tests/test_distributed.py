@@ -20,7 +20,7 @@ from reports.record import Finding, RunRecord, load
 
 SEATBELT = Path(sys.executable).with_name("seatbelt")
 MASTER, *WORKERS = ("10.77.0.1", "10.77.0.2", "10.77.0.3")  # in namespaces: nobody else sees them
-LEAK = ("run", "--users", "4", "--defect", "transfer-fd-leak", "--no-attribution", "--quiet")
+LEAK = ("run", "--users", "4", "--sessions", "10", "--defect", "transfer-fd-leak", "--no-attribution", "--quiet")
 
 
 @dataclass
