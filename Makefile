@@ -6,18 +6,25 @@ VENV   ?= .venv
 JOBS   ?= 2
 STAMP  := $(VENV)/.installed
 
-.PHONY: run test lint packages docs clean
+.PHONY: run test lint ruff mypy imports packages docs clean
 
 run: $(STAMP)
 	$(VENV)/bin/seatbelt run $(ARGS)
 
 test: $(STAMP) packages lint
-	$(VENV)/bin/pytest -n $(JOBS) $(ARGS)
+	$(VENV)/bin/pytest -n $(JOBS) --dist worksteal $(ARGS)
 
-lint: $(STAMP)
+# Side by side with `make -j2`.
+lint: ruff mypy imports
+
+ruff: $(STAMP)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+
+mypy: $(STAMP)
 	$(VENV)/bin/mypy
+
+imports: $(STAMP)
 	$(VENV)/bin/lint-imports --no-cache
 
 # The parts of the documents that the code writes.

@@ -121,7 +121,8 @@ def test_the_leak_of_2013_is_told_with_its_proof(tmp_path: Path) -> None:
 
 
 def test_quiet_prints_one_line(tmp_path: Path) -> None:
-    finished = seatbelt("run", "-q", "--no-attribution", "--defect", "transfer-fd-leak", "--mx", "mail=550", cwd=tmp_path)
+    options = ("--no-attribution", "--defect", "transfer-fd-leak", "--mx", "mail=550")
+    finished = seatbelt("run", "-q", *options, cwd=tmp_path)
     assert finished.returncode == 1
     assert len(finished.stdout.splitlines()) == 1
     assert finished.stderr == ""
