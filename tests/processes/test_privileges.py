@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
-import signal
 import stat
 import subprocess
 import sys
@@ -112,15 +111,6 @@ def test_a_user_of_ones_choice(start_smtpd: StartSmtpd, mx: RemoteMX) -> None:
     user = next(entry for entry in pwd.getpwall() if entry.pw_uid not in (0, UID))
     smtpd = start_smtpd(CONFIGURATION.format(**mx.ports), "--user", user.pw_name)
     assert {ids(smtpd.pid_of(role))["Uid"][0] for role in ROLES} == {user.pw_uid}
-
-
-@root_only
-@pytest.mark.parametrize("role", ["queue", "lookup", "delivery"])
-def test_a_process_without_rights_that_dies_ends_the_daemon_by_name(smtpd: Smtpd, role: str) -> None:
-    pid = smtpd.pid_of(role)
-    os.kill(pid, signal.SIGKILL)
-    assert smtpd.process.wait(10) == 1
-    assert f"lost process {role} (pid {pid}): killed by SIGKILL" in smtpd.log()
 
 
 @root_only

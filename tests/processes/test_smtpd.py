@@ -257,10 +257,10 @@ def test_the_queue_survives_a_restart(smtpd: Smtpd, mx: RemoteMX) -> None:
 
 @pytest.mark.parametrize("role", ROLES)
 def test_any_process_that_dies_ends_the_daemon_by_name(smtpd: Smtpd, role: str) -> None:
-    os.kill(smtpd.pid_of(role), signal.SIGKILL)
+    pid = smtpd.pid_of(role)
+    os.kill(pid, signal.SIGKILL)
     assert smtpd.process.wait(20) == 1
-    assert f"fatal: lost process {role} " in smtpd.log()
-    assert "killed by SIGKILL" in smtpd.log()
+    assert f"fatal: lost process {role} (pid {pid}): killed by SIGKILL" in smtpd.log()
     _, alive = psutil.wait_procs(smtpd.family, timeout=10)
     assert not alive
 
