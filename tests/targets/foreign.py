@@ -16,6 +16,7 @@ from harness.targets.places import Program
 from tests.debian import unpacked
 from tests.probes.probed import line, until
 
+PACKAGES = {"postfix": "postfix", "opensmtpd": "opensmtpd", "exim": "exim4-daemon-light"}
 SCRIPT = """
 import sys, time
 from pathlib import Path
@@ -25,6 +26,16 @@ target.start()
 print(target.root_pid, flush=True)
 time.sleep(60)
 """
+
+
+def need(name: str) -> None:
+    """The server `name`, unpacked; without it, or what it must have to run, the test is skipped."""
+    if name == "postfix":
+        if os.geteuid() != 0:
+            pytest.skip("needs root: Postfix's master gives its services to another user")
+    else:
+        need_places(name)
+    unpacked(PACKAGES[name])
 
 
 def program_of(package: str, path: str) -> Program:

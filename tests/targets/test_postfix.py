@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import smtplib
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -26,7 +25,7 @@ from harness.targets.postfix_tree import Programs
 from harness.tracing.choice import Tracing
 from tests.debian import unpacked
 from tests.probes.probed import until
-from tests.targets.foreign import check_that_it_ends_with_its_harness, family_of, submit
+from tests.targets.foreign import family_of, submit
 
 COUNTS = Profile("counts", (1, 1), (1, 2, 4, 8), 0, stop_at_finding=True)
 
@@ -65,12 +64,6 @@ def test_it_relays_bounces_and_comes_to_rest_and_each_service_is_a_role(target: 
     assert target.deaths() == []
 
 
-def test_it_refuses_whom_no_rule_relays(target: Postfix) -> None:
-    with pytest.raises(smtplib.SMTPRecipientsRefused) as refused:
-        submit(target, "1@sender.test", "nobody@nowhere.invalid")
-    assert refused.value.recipients["nobody@nowhere.invalid"][0] == 550
-
-
 def test_what_is_put_off_is_owed_until_it_is_hurried(target: Postfix, mx: RemoteMX) -> None:
     mx.set_policy("refusing", "rcpt=450")
     submit(target, "late@sender.test", "x@refused.test")
@@ -102,10 +95,6 @@ def test_it_stops_and_leaves_nothing_behind(target: Postfix, scratch: Path) -> N
     target.stop()  # a second time is nothing
 
 
-def test_a_harness_that_is_killed_leaves_no_server_behind(tree: Path, tmp_path: Path, scratch: Path) -> None:
-    check_that_it_ends_with_its_harness("postfix", tmp_path, scratch)
-
-
 def test_it_runs_from_where_it_is_installed(tree: Path, tmp_path: Path, scratch: Path, mx: RemoteMX) -> None:
     master = tree / "usr/lib/postfix/sbin/master"
     target = choose("postfix", Settings(binary=master))(tmp_path, mx.ports)
@@ -119,20 +108,6 @@ def test_it_runs_from_where_it_is_installed(tree: Path, tmp_path: Path, scratch:
             choose("postfix", Settings(binary=binary))
     with pytest.raises(TargetError, match="embedded has no program to choose"):
         choose("embedded", Settings(binary=master))
-
-
-def test_what_it_cannot_do_is_said_before_it_starts(tree: Path, tmp_path: Path) -> None:
-    for settings, words in (
-        (Settings(defects=("transfer-fd-leak",)), "--defect"),
-        (Settings(needs=("tls",)), "needs tls"),
-    ):
-        with pytest.raises(TargetError, match=words):
-            choose("postfix", settings)
-    postfix = Postfix(tmp_path, {"refusing": 2, "home": 2}, programs=Programs.unpacked(tree))
-    with pytest.raises(TargetError, match="has not been started"):
-        postfix.rest()
-    with pytest.raises(TargetError, match="'reload'"):
-        postfix.operate("reload")
 
 
 @pytest.mark.parametrize("name", ["rejected-reuse", "abort-at-every-state"])
