@@ -104,6 +104,7 @@ def test_an_interrupt_while_starting_leaves_a_record_and_no_process(
     assert (record.verdict, record.findings, record.doses) == ("inconclusive", [], [])
     assert [(each.kind, each.text) for each in record.incidents] == [("interrupted", "interrupted while starting")]
     assert record.reasons[0] == "interrupted while starting"
+    assert not any("promises" in reason for reason in record.reasons), "nobody had the time to keep one"
     assert (record.scenario, record.target.name) == ("rejected-reuse", "embedded")
     assert record.command == ("seatbelt run --html report.html --junit report.xml --markdown report.md --seed 1")
     assert "INCONCLUSIVE" in said

@@ -64,7 +64,8 @@ def _untrustworthy(record: RunRecord) -> list[str]:
     reasons = [incident.text for incident in record.incidents if incident.kind in ("interrupted", "target")]
     reasons += [f"the load failed: {incident.text}" for incident in record.incidents if incident.kind == "load"]
     reasons += [f"the remote MX failed: {each.text}" for each in record.incidents if each.kind == "remote-mx"]
-    reasons += [_broken(promise) for promise in record.promises if promise.measured < promise.at_least]
+    if record.doses or not record.was_interrupted:  # else nobody had the time to keep a promise
+        reasons += [_broken(promise) for promise in record.promises if promise.measured < promise.at_least]
     judged = rests(record)
     if len(judged.pool_units()) < LEAST_DOSES:
         reasons.append(f"{len(judged.pool_units())} doses were judged; a leak needs {LEAST_DOSES} to show")
