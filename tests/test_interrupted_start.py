@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -36,26 +37,31 @@ class Run:
             text=True,
         )
 
-    def catches_signals(self) -> bool:
-        """By proc_pid_status(5): a bit for each signal that it has a handler for."""
-        lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
-        (mask,) = (int(line.split()[1], 16) for line in lines if line.startswith("SigCgt:"))
-        return bool(mask & 1 << signal.SIGTERM - 1)
+    def imports(self) -> bool:
+        """It has begun to load what `seatbelt --help` does without."""
+        return "msgspec" in Path(f"/proc/{self.process.pid}/maps").read_text()
 
     def has_directory(self) -> bool:
         return any(self.directory.glob("runs/*"))
 
     def has_process(self, words: str) -> bool:
-        return any(words in command for command in self.family().values())
+        return self.child(words) is not None
 
-    def family(self) -> dict[psutil.Process, str]:
+    def child(self, words: str) -> psutil.Process | None:
+        for process in psutil.Process(self.process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if words in " ".join(process.cmdline()):
+                    return process
+        return None
+
+    def family(self) -> list[psutil.Process]:
         """All that came out of it and is alive: by their parents, or by what they have inherited."""
-        found: dict[psutil.Process, str] = {}
+        found = []
         for process in psutil.process_iter():
             try:
                 is_ours = self.process.pid in {process.pid, *(each.pid for each in process.parents())}
                 if process.status() != psutil.STATUS_ZOMBIE and (is_ours or self._is_marked(process.pid)):
-                    found[process] = " ".join(process.cmdline())
+                    found.append(process)
             except psutil.NoSuchProcess:
                 continue
         return found
@@ -69,15 +75,20 @@ class Run:
     def interrupt(self, moment: Callable[[], bool], number: int) -> tuple[int, str, RunRecord]:
         """At the moment. Returns the exit status, what was printed, and the record that was left."""
         deadline = time.monotonic() + TIMEOUT_S
+        loading: psutil.Process | None = None
         while not moment():
             assert self.process.poll() is None, self.process.communicate()
             assert time.monotonic() < deadline, "the moment never comes"
-        family = list(self.family())
+            if loading is None and (loading := self.child("harness.load")) is not None:
+                loading.suspend()  # the start, which needs it, does not end before the moment that is waited for
+        family = self.family()
         self.process.send_signal(number)
+        if loading is not None:
+            loading.resume()
         printed, complaint = self.process.communicate(timeout=TIMEOUT_S)
         _, alive = psutil.wait_procs(family, timeout=5)
         assert alive == []
-        assert self.family() == {}, "something was left running"
+        assert self.family() == [], "something was left running"
         (path,) = self.directory.glob("runs/*/record.json")
         return self.process.returncode, printed + complaint, load(path)
 
@@ -86,7 +97,7 @@ class Run:
 @pytest.mark.parametrize(
     "moment",
     [
-        Run.catches_signals,  # before it knows what is to be run
+        Run.imports,  # before it knows what is to be run
         Run.has_directory,
         lambda run: run.has_process("harness.load"),
         lambda run: run.has_process("harness.remote_mx"),
