@@ -39,6 +39,7 @@ DIRECTORY = "traced"  # of the second run, in the first one's
 EXPECTED = 8  # instances of what was found, in the traced doses
 EXPECTED_OBJECTS = 100  # where it is memory: one finding is many objects, and not all of them are seen being made
 MOST_UNITS = 1500  # of a traced dose, however rare the finding is
+PART = 8  # of the first run's units, in a traced dose, where each object is traced, which is several times slower
 DOSES = 2  # after the warm-up: what grows in each of them is what keeps growing
 MOST_SITES = 3  # of memory
 MOST_TYPES = 5
@@ -51,7 +52,7 @@ def run_and_explain(design: Design) -> RunRecord:
     record = Experiment(design).run()
     if record.findings and not record.was_interrupted:  # who has pressed Ctrl-C does not wish for another run
         try:
-            record.attribution = SecondLook(design).explain(record.findings)
+            record.attribution = SecondLook(design).explain(record)
         except KeyboardInterrupt:  # what was found stays found
             record.attribution = "the traced run was interrupted"
     return record
@@ -70,11 +71,12 @@ class SecondLook:
             design.progress,
         )
 
-    def explain(self, findings: Sequence[Finding]) -> str:
+    def explain(self, first: RunRecord) -> str:
         """Returns what came of it, in one sentence; empty when there was nothing to look for."""
-        wanted = [finding for finding in findings if is_attributable(finding)]
+        wanted = [finding for finding in first.findings if is_attributable(finding)]
         if not wanted:
             return ""
+        self._most_units = sum(dose.units for dose in first.doses) // PART
         record = opened(self._design)
         growing = {each.role for each in wanted if each.resource == "memory"}
         stand = Stand(self._design, record, allocating=growing)
@@ -111,8 +113,9 @@ class SecondLook:
         units = first_dose = self._design.plan.first_dose
         for finding in wanted:
             if finding.rate > 0:
-                expected = EXPECTED_OBJECTS if finding.resource == "memory" else EXPECTED
-                units = max(units, min(MOST_UNITS, math.ceil(expected / DOSES / finding.rate)))
+                grows = finding.resource == "memory"
+                expected, most = (EXPECTED_OBJECTS, self._most_units) if grows else (EXPECTED, MOST_UNITS)
+                units = max(units, min(most, math.ceil(expected / DOSES / finding.rate)))
         yield Step("warm-up", first_dose)
         for _ in range(DOSES):
             yield Step("count", units)

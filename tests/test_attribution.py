@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from harness import scenario as scenarios
+from harness.accounts import opened
 from harness.attribution import SecondLook
 from harness.design import Design
 from harness.targets.choice import Settings, choose
@@ -18,7 +19,13 @@ from tests.live import Live
 
 def look(tmp_path: Path, scenario: str, defect: str, finding: Finding) -> str:
     make = partial(Embedded, version="test", defects=[defect])
-    return SecondLook(Design(scenarios.load(scenario), make, tmp_path)).explain([finding])
+    return explained(Design(scenarios.load(scenario), make, tmp_path), finding)
+
+
+def explained(design: Design, finding: Finding) -> str:
+    first = opened(design)
+    first.findings = [finding]
+    return SecondLook(design).explain(first)
 
 
 def test_a_passed_descriptor_names_who_opened_it_and_who_received_it(tmp_path: Path) -> None:
@@ -50,8 +57,7 @@ def test_a_server_that_runs_already_is_left_as_it_is_and_the_record_says_so(tmp_
     try:
         make = choose("attach", Settings(attach=f":{server.port}"))
         finding = Finding("descriptor", "file", "file /tmp/*", role="python", rate=1.0)
-        second = SecondLook(Design(scenarios.load("connect-quit"), make, tmp_path))
-        said = second.explain([finding])
+        said = explained(Design(scenarios.load("connect-quit"), make, tmp_path), finding)
     finally:
         server.stop()
     assert said.startswith("what runs already is left as it is")
