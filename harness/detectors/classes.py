@@ -20,7 +20,8 @@ SOCKETS = frozenset({"tcp", "udp", "unix"})
 WORDS = {"eventpoll": "epoll"}
 WORKING_ROOMS = frozenset({"incoming", "temporary", "purge"})  # of the spool: empty at rest
 
-_MESSAGE = re.compile(r"/[0-9a-f]{8}/message$")  # spool of the embedded target and of OpenSMTPD: …/MSGID/message
+# In a spool of OpenSMTPD's layout …/MSGID/message; the embedded target also lends …/MSGID.message out of its journal.
+_MESSAGE = re.compile(r"/[0-9a-f]{8}[/.]message$")
 _ENVELOPE = re.compile(r"/[0-9a-f]{8}/[0-9a-f]{16}$")  # …/MSGID/EVPID
 _QUEUED = re.compile(r"^(queue/(?:[0-9a-f]{2}/)?[0-9a-f]{8})(?:/(.*))?$")
 _EVPID = re.compile(r"^[0-9a-f]{16}$")

@@ -181,7 +181,7 @@ class Spool:
     def message_fd(self, msgid: int) -> int:
         """A descriptor to read a committed message with. The caller owns it."""
         with self._failures("cannot open the message"):
-            descriptor = os.open(self._queue(msgid) / MESSAGE, os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = os.open(self._message(msgid), os.O_RDONLY | os.O_CLOEXEC)
             try:
                 if not compression.is_packed(descriptor):
                     return descriptor
@@ -321,6 +321,9 @@ class Spool:
 
     def _queue(self, msgid: int) -> Path:
         return self._shelf(msgid) / msgid_text(msgid)
+
+    def _message(self, msgid: int) -> str | Path:
+        return self._queue(msgid) / MESSAGE
 
     def _corrupt(self, msgid: int) -> Path:
         return self._root / "corrupt" / msgid_text(msgid)

@@ -44,7 +44,7 @@ class Pending:
 
 
 class Recent:
-    """A committed message that stands in a journal. `filed`: its message file was made, its envelopes' were not.
+    """A committed message that stands in a journal. `filed`: its message file was made, for a reader.
 
     There is one for each message that waits for `settle`, so where its texts stand is packed: offset and length in one
     number, for those in `journal`; a Place for a text that was updated since.

@@ -87,15 +87,16 @@ def test_a_commit_is_one_fdatasync_and_no_file_but_the_journal(
     assert len(list(spool.walk())) == 21
 
 
-def test_a_reader_gets_a_file_in_its_place_and_settling_makes_the_rest(spool: JournaledSpool, tmp_path: Path) -> None:
+def test_a_reader_gets_a_file_that_settling_puts_in_its_place(spool: JournaledSpool, tmp_path: Path) -> None:
     msgid = committed(spool, 2, b"hello")
     assert content(spool, msgid) == b"hello"
     name = f"queue/{msgid >> 24:02x}/{msgid:08x}"
-    assert files(tmp_path) == [f"{name}/message"]
+    assert files(tmp_path) == []
+    assert files(tmp_path, "temporary") == [f"temporary/{msgid:08x}.message"]
     evpids = spool.envelopes(msgid)
     settle(spool)
     assert files(tmp_path) == [*(f"{name}/{evpid:016x}" for evpid in evpids), f"{name}/message"]
-    assert files(tmp_path, "journal") == []
+    assert files(tmp_path, "journal") == files(tmp_path, "temporary") == []
     assert spool.envelopes(msgid) == evpids
     assert content(spool, msgid) == b"hello"
 
@@ -104,7 +105,7 @@ def test_a_message_that_is_delivered_at_once_never_has_an_envelope_file(spool: J
     msgid = committed(spool)
     content(spool, msgid)
     assert spool.delete(spool.envelopes(msgid)[0])
-    assert files(tmp_path) == []
+    assert files(tmp_path) == files(tmp_path, "temporary") == []
     settle(spool)
     assert files(tmp_path) == files(tmp_path, "journal") == []
 
