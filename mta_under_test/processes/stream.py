@@ -14,6 +14,7 @@ from typing import cast
 from mta_under_test.tls import describe
 
 _WRITE_HIGH_BYTES = 1 << 18
+_HELD_BYTES = 1 << 15  # above this a system call more does not matter
 HANDSHAKE_TIMEOUT_S = 60.0
 
 
@@ -33,10 +34,10 @@ class Stream(asyncio.Protocol):
         self.timeout_s = timeout_s
         self._trace = trace
         self.peer: tuple[str, int] = ("", 0)
-        self.local: tuple[str, int] = ("", 0)
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._arrived: list[bytes] = []
+        self._held = b""  # to be written with what comes next
         self._ended = False
         self._reader: asyncio.Future[None] | None = None
         self._writable: asyncio.Future[None] | None = None
@@ -54,6 +55,12 @@ class Stream(asyncio.Protocol):
         """Neither side has closed it; or its timer runs, though it is closed."""
         return self._timer is not None or (self._transport is not None and not self._transport.is_closing())
 
+    @property
+    def local(self) -> tuple[str, int]:
+        """Our end's address, while there is a connection. Asked of the kernel, since few sessions want to know."""
+        name = None if self._transport is None else self._transport.get_extra_info("sockname")
+        return (name or ("", 0))[:2]
+
     # ---- for the coroutine
 
     async def receive(self) -> bytes:
@@ -65,7 +72,7 @@ class Stream(asyncio.Protocol):
                 await self._within(self._reader)
             finally:
                 self._reader = None
-        data = b"".join(self._arrived)
+        data = self._arrived[0] if len(self._arrived) == 1 else b"".join(self._arrived)
         self._arrived.clear()
         return data
 
@@ -87,8 +94,13 @@ class Stream(asyncio.Protocol):
         if self._reader is not None:
             _wake(self._reader)
 
-    def write(self, data: bytes) -> None:
-        if self._transport is not None and not self._transport.is_closing():
+    def write(self, data: bytes, *, more: bool = False) -> None:
+        """`more`: another write follows before anything is waited for, and takes this along, in one system call."""
+        if self._held:
+            data, self._held = self._held + data, b""
+        if more and len(data) < _HELD_BYTES:
+            self._held = data
+        elif self._transport is not None and not self._transport.is_closing():
             if self._trace is not None:
                 self._trace(self.peer[0], "out", len(data))
             self._transport.write(data)
@@ -176,9 +188,9 @@ class Stream(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         self._transport.set_write_buffer_limits(high=_WRITE_HIGH_BYTES)
-        # A peer that has reset the connection by now has no name any more (getpeername(2), ENOTCONN).
-        self.peer = (transport.get_extra_info("peername") or self.peer)[:2]
-        self.local = (transport.get_extra_info("sockname") or self.local)[:2]
+        if not self.peer[0]:  # accept(2) has not told
+            # A peer that has reset the connection by now has no name any more (getpeername(2), ENOTCONN).
+            self.peer = (transport.get_extra_info("peername") or self.peer)[:2]
         if (secured := transport.get_extra_info("ssl_object")) is not None:
             self.tls = describe(secured)
 

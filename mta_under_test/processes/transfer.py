@@ -141,7 +141,8 @@ class Transfer(Process):
         """
         self.envelopes -= 1
         self.stats[RESULT_STATS[kind]] += 1
-        self.trace("transfer", f"{evpid:016x} {kind.name}: {status_line}")
+        if "transfer" in self.tracing:
+            self.trace("transfer", f"{evpid:016x} {kind.name}: {status_line}")
         text = status_line.replace("\n", " ").encode(errors="replace")[:2048]
         integers = (evpid, 1) if passed_on and kind is Kind.DELIVERY_OK else (evpid,)
         self.tell("queue", kind, *integers, text=text + (f"\n{remote}".encode() if remote else b""))

@@ -243,13 +243,20 @@ class Session:
         if task.wishes is not None:
             task.wishes.passed_on = "DSN" in offered
         dsn = transfer_wishes.of_mail(task.wishes, offered)
-        reply = await self.command(self.machine.mail(task.sender, size=size, dsn=dsn, utf8=utf8))
+        self._send(self.machine.mail(task.sender, size=size, dsn=dsn, utf8=utf8), more="PIPELINING" in offered)
+        evpids = list(task.recipients)
+        if "PIPELINING" in offered:
+            # In one write (RFC 2920): each round trip that is saved saves a tenth of what a message costs here.
+            for evpid in evpids:
+                self._send_recipient(task, evpid, more=evpid != evpids[-1])
+        reply = await self._answer()
         if not reply.positive:
-            await self._refused(task, reply)
+            await self._refused(task, reply, unread=len(evpids) if "PIPELINING" in offered else 0)
             return
-        for evpid, address in list(task.recipients.items()):
-            dsn = transfer_wishes.of_recipient(task.wishes, evpid, offered)
-            reply = await self.command(self.machine.rcpt(address, dsn=dsn))
+        for evpid in evpids:
+            if "PIPELINING" not in offered:
+                self._send_recipient(task, evpid)
+            reply = await self._answer()
             if not reply.positive:
                 transfer.heard(task, failure(reply), str(reply))
                 del task.recipients[evpid]
@@ -273,6 +280,10 @@ class Session:
         else:
             self.refused += 1
         self._flush(task, Kind.DELIVERY_OK if reply.positive else failure(reply), str(reply), self.route.host.address)
+
+    def _send_recipient(self, task: Task, evpid: int, *, more: bool = False) -> None:
+        dsn = transfer_wishes.of_recipient(task.wishes, evpid, self.machine.extensions)
+        self._send(self.machine.rcpt(task.recipients[evpid], dsn=dsn), more=more)
 
     async def _lmtp_results(self, task: Task) -> None:
         """One reply for each recipient that was accepted, in their order (RFC 2033 §4.2)."""
@@ -302,9 +313,11 @@ class Session:
             self.release_message()
         return not task.recipients
 
-    async def _refused(self, task: Task, reply: Reply) -> None:
-        """MAIL or DATA was refused, and with it every recipient."""
+    async def _refused(self, task: Task, reply: Reply, unread: int = 0) -> None:
+        """MAIL or DATA was refused, and with it every recipient; those named meanwhile have replies of their own."""
         self.transfer.results(task, failure(reply), str(reply), self.route.host.address)
+        for _ in range(unread):
+            await self._answer()
         await self._reset(task)
 
     async def _reset(self, task: Task) -> None:
@@ -320,7 +333,7 @@ class Session:
 
     async def _send_body(self, message: int) -> None:
         while chunk := os.read(message, READ_BYTES):
-            self.stream.write(self.machine.body(chunk))
+            self.stream.write(self.machine.body(chunk), more=True)
             try:
                 await self.stream.drain()
             except StreamTimeout as error:
@@ -328,10 +341,13 @@ class Session:
 
     async def command(self, command: bytes) -> Reply:
         """Raises SessionError when there is no answer, or when it is 421."""
-        self.stream.write(command)
+        self._send(command)
+        return await self._answer()
+
+    def _send(self, command: bytes, *, more: bool = False) -> None:
+        self.stream.write(command, more=more)
         if "transfer" in self.transfer.tracing:
             self.trace(f"<- {command[:512].decode(errors='replace').rstrip()}")
-        return await self._answer()
 
     async def _answer(self) -> Reply:
         reply = await self._reply()
@@ -350,7 +366,8 @@ class Session:
         except RemoteError as error:
             raise SessionError(f"451 4.5.0 The remote server does not speak SMTP: {error}") from error
         reply = answered[1]
-        self.trace(f"-> {reply}")
+        if "transfer" in self.transfer.tracing:
+            self.trace(f"-> {reply}")
         return reply
 
 

@@ -13,10 +13,12 @@ from mta_under_test.wire.server import ServerMachine
 
 
 class RecordingMX:
-    """`events`: everything but the bodies, in order."""
+    """`events`: everything but the bodies, in order; `reads`: the bytes of each read. `refused` get a 550."""
 
     def __init__(self, *extensions: str) -> None:
         self.events: list[server.Event] = []
+        self.reads: list[bytes] = []
+        self.refused: type[server.Event] | None = None
         recorder = self
 
         class Handler(socketserver.BaseRequestHandler):
@@ -46,7 +48,8 @@ class RecordingMX:
         while machine.state is not server.State.CLOSED:
             event = machine.next_event()
             if event is None:
-                machine.receive(connection.recv(1 << 16))
+                self.reads.append(connection.recv(1 << 16))
+                machine.receive(self.reads[-1])
             elif isinstance(event, server.Closed):
                 return
             elif not isinstance(event, server.Body):
@@ -54,6 +57,8 @@ class RecordingMX:
                 connection.sendall(machine.reply(self._answer(event, machine)))
 
     def _answer(self, event: server.Asked, machine: ServerMachine) -> Reply:
+        if type(event) is self.refused:
+            return Reply(550, "no")
         match event:
             case server.Connected():
                 return Reply(220, "recording.test")

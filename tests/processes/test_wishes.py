@@ -1,4 +1,4 @@
-"""What a sender asks for beyond delivery goes on to the remote server that offers it, and to no other."""
+"""What a remote server offers is used, and asked of no other: pipelining, and what senders ask for beyond delivery."""
 
 from __future__ import annotations
 
@@ -30,6 +30,33 @@ def send(smtpd: Smtpd, mail: str, *recipients: str, header: str = "Subject: hi")
         assert client.getreply()[0] == 354
         client.send(f"{header}\r\n\r\nhi\r\n.\r\n".encode())
         assert client.getreply()[0] == 250
+
+
+@pytest.mark.parametrize("offered", [True, False])
+def test_sender_and_recipients_are_named_in_one_write(start_smtpd: StartSmtpd, offered: bool) -> None:
+    with RecordingMX(*(("PIPELINING",) if offered else ())) as mx:
+        smtpd = start_smtpd(CONFIGURATION.format(port=mx.port))
+        send(smtpd, "FROM:<a@sender.test>", "TO:<x@example.org>", "TO:<y@example.org>")
+        until(lambda: mx.of(server.EndOfData), "delivery")
+        until(smtpd.at_rest, "rest")
+        (commands,) = (read.splitlines() for read in mx.reads if read.startswith(b"MAIL"))
+        recipients = {b"RCPT TO:<x@example.org>", b"RCPT TO:<y@example.org>"}
+        assert set(commands) == {b"MAIL FROM:<a@sender.test>"} | (recipients if offered else set())
+        assert smtpd.stats()["scheduler.delivery.ok"] == 2
+
+
+def test_a_refused_sender_is_the_answer_for_recipients_that_were_named_with_it(start_smtpd: StartSmtpd) -> None:
+    with RecordingMX("PIPELINING") as mx:
+        mx.refused = server.Mail
+        smtpd = start_smtpd(CONFIGURATION.format(port=mx.port))
+        send(smtpd, "FROM:<a@sender.test>", "TO:<x@example.org>", "TO:<y@example.org>")
+        until(lambda: smtpd.stats().get("scheduler.delivery.permfail") == 3, "both fail, and so does the report of it")
+        until(smtpd.at_rest, "rest")
+        kinds = [type(event) for event in mx.events]
+        first = kinds.index(server.Mail)
+        # What is said to the recipients of a transaction that there is none of is read, and means nothing.
+        assert kinds[first : first + 4] == [server.Mail, server.Refused, server.Refused, server.Reset]
+        assert not list(smtpd.spool.glob("queue/*/*/*"))
 
 
 @pytest.mark.parametrize("offered", [True, False])
