@@ -100,7 +100,7 @@ def turn_away(connection: socket.socket, farewell: bytes) -> None:
 
 def is_counted(source: str) -> bool:
     """This machine's own clients are not; nor is who has no address."""
-    return bool(source) and not ipaddress.ip_address(source).is_loopback
+    return bool(source) and not source.startswith("127.") and not ipaddress.ip_address(source).is_loopback
 
 
 def most_sessions() -> int:

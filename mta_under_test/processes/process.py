@@ -37,6 +37,7 @@ Handler = Callable[[Any, str, Message], None]
 Sockets = Mapping[str, socket.socket]  # by the name of the process at the other end
 _H = TypeVar("_H", bound=Handler)
 
+_ANSWERS = (Kind.OK, Kind.FAIL)
 DEFAULT_RESOLV_CONF = Path("/etc/resolv.conf")
 
 logger = logging.getLogger("smtpd")
@@ -253,11 +254,11 @@ class Process:
             self.profile("imsg", line)
 
     def _handle(self, peer: str, message: Message) -> None:
-        if "imsg" in self.tracing and message.kind not in (Kind.TRACE_LINE, Kind.PROFILE_LINE):
-            self.trace("imsg", f"{peer} -> {self.role}: {message.kind.name} {message.integers}")
-        if "imsg-size" in self.tracing and message.kind not in (Kind.TRACE_LINE, Kind.PROFILE_LINE):
-            self.trace("imsg-size", f"{peer} -> {self.role}: {message.kind.name} {message.size_bytes}")
-        if message.kind in (Kind.OK, Kind.FAIL):
+        if self.tracing and message.kind not in (Kind.TRACE_LINE, Kind.PROFILE_LINE):
+            what = f"{peer} -> {self.role}: {message.kind.name}"
+            self.trace("imsg", f"{what} {message.integers}")
+            self.trace("imsg-size", f"{what} {message.size_bytes}")
+        if message.kind in _ANSWERS:
             # The channel closes what is left in its own message; the answer outlives it.
             descriptor = message.take_descriptor()
             self._settle(Message(message.kind, message.integers, message.text, descriptor, message.size_bytes))

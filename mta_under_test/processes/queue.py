@@ -34,7 +34,7 @@ logger = logging.getLogger("smtpd")
 DELIVERY_OF = {"mta": Delivery.MTA, "mda": Delivery.MDA}
 SUBMIT_ENVELOPES = 300  # that fit into one frame
 SCHEDULE_NUMBERS = 6  # of each
-ROLE_OF = {Delivery.MTA: "transfer", Delivery.MDA: "delivery"}
+ROLE_OF: dict[int, str] = {Delivery.MTA: "transfer", Delivery.MDA: "delivery"}
 
 
 def schedule_of(evpid: int, envelope: Envelope) -> tuple[int, ...]:
@@ -186,7 +186,7 @@ class Queue(Process):
     @takes(Kind.BATCH)
     def batch(self, peer: str, message: Message) -> None:
         delivery, *evpids = message.integers
-        role = ROLE_OF[Delivery(delivery)]
+        role = ROLE_OF[delivery]
         for evpid in evpids:
             if (text := self._load_text(evpid)) is not None:
                 self.tell(role, Kind.DELIVER, evpid, text=text)

@@ -33,7 +33,7 @@ class State(enum.IntEnum):
     SUSPENDED = 3  # as LIST_EVPIDS tells of a pending envelope that `smtpctl pause envelope` keeps back
 
 
-_FATES = {
+_FATES: dict[int, str] = {
     Fate.DELIVERED: "scheduler.delivery.ok",
     Fate.FAILED: "scheduler.delivery.permfail",
     Fate.LOOPED: "scheduler.delivery.loop",
@@ -144,7 +144,7 @@ class Scheduler(Process):
         entry = self._entries.pop(evpid, None)
         if entry is not None and entry.state is State.IN_FLIGHT:
             self._landed(entry)
-        self.stats[_FATES[Fate(fate)]] += 1
+        self.stats[_FATES[fate]] += 1
         if not self._entries:
             self._due.clear()
 
@@ -358,7 +358,8 @@ class Scheduler(Process):
         for delivery, evpids in batches.items():
             for start in range(0, len(evpids), BATCH_ENVELOPES):
                 batch = evpids[start : start + BATCH_ENVELOPES]
-                self.trace("scheduler", f"{delivery.name.lower()} batch of {len(batch)}")
+                if "scheduler" in self.tracing:
+                    self.trace("scheduler", f"{delivery.name.lower()} batch of {len(batch)}")
                 self.tell("queue", Kind.BATCH, delivery, *batch)
         self._wake()
 

@@ -129,6 +129,8 @@ class SessionFilters:
             session.smtp.tell("lookup", Kind.FILTER_REPORT, session.id, text=text.encode(errors="replace"))
 
     def connected(self) -> None:
+        if not self._reports:
+            return
         session = self._session
         confirmed = "pass" if session.fcrdns else "fail"
         here = session.stream.local

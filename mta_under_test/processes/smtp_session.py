@@ -36,6 +36,7 @@ PROXY_TIMEOUT_S = 10.0  # for the header of a proxy, which is a neighbour
 SESSION_TOTAL_S = 7200.0  # from the greeting to the end, however busy: no client trickles bytes for ever
 HELP = "EHLO HELO MAIL RCPT DATA BDAT RSET NOOP QUIT VRFY EXPN HELP"
 
+_WITHOUT_DSN = tuple(name for name in ALL_EXTENSIONS if name != "DSN")
 _FLAGS: dict[tuple[bool, bool], frozenset[str]] = {  # of an envelope: in UTF-8, from somebody we know
     (False, False): frozenset(),
     (True, False): frozenset({"smtputf8"}),
@@ -54,7 +55,7 @@ class Session:
         self.hostname = listener.hostname or smtp.config.hostname
         self.stream = Stream(SESSION_TIMEOUT_S, smtp.trace_io)
         self.auth = Authentication(smtp, listener.auth_table)
-        self.machine = ServerMachine(smtp.limits, extensions=self._extensions(secure=listener.tls == "no"))
+        self.machine = ServerMachine(smtp.limits, extensions=_extensions(listener, secure=listener.tls == "no"))
         self.machine.needs_tls = listener.tls == "required"
         self.machine.needs_auth = listener.auth == "required"
         self.transaction: Transaction | None = None
@@ -66,14 +67,6 @@ class Session:
         self.fcrdns = False  # … and the name leads back
         self.filters = SessionFilters(self)
         self._ends_at_s = asyncio.get_running_loop().time() + SESSION_TOTAL_S
-
-    def _extensions(self, *, secure: bool) -> tuple[str, ...]:
-        """What EHLO offers: STARTTLS until it is spoken, AUTH from then on."""
-        without = {"DSN"} if self.listener.no_dsn else set()
-        plain = tuple(name for name in ALL_EXTENSIONS if name not in without)
-        if not secure:
-            return (*plain, "STARTTLS")
-        return (*plain, "AUTH") if self.listener.auth != "no" else plain
 
     async def run(self, connection: socket.socket, source: tuple[str, int]) -> None:
         """`source`: address and port of the client, as accept(2) gave them; it may be gone by now."""
@@ -142,7 +135,7 @@ class Session:
         self.smtp.stats["smtp.tls"] += 1
         self.filters.report("link-tls", self.stream.tls)
         self.trace(f"TLS: {self.stream.tls}")
-        self.machine.extensions = self._extensions(secure=True)
+        self.machine.extensions = _extensions(self.listener, secure=True)
 
     async def _greet_and_serve(self) -> None:
         self.trace(f"connected from {self.source or 'this machine'}")
@@ -396,6 +389,14 @@ class Session:
             recipient=transaction.first_recipient if self.machine.recipients == 1 else "",
             hides_source=self.listener.mask_src,
         )
+
+
+def _extensions(listener: Listener, *, secure: bool) -> tuple[str, ...]:
+    """What EHLO offers: STARTTLS until it is spoken, AUTH from then on."""
+    plain = _WITHOUT_DSN if listener.no_dsn else ALL_EXTENSIONS
+    if not secure:
+        return (*plain, "STARTTLS")
+    return (*plain, "AUTH") if listener.auth != "no" else plain
 
 
 def _refused(reason: str) -> Reply:

@@ -6,8 +6,9 @@ Text in, `Mailbox` out. Says what an address is, never whether anybody lives the
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
+
+import msgspec
 
 MAX_LOCAL_BYTES = 64  # RFC 5321 §4.5.3.1.1
 MAX_DOMAIN_BYTES = 255  # RFC 5321 §4.5.3.1.2
@@ -23,13 +24,15 @@ _DOMAIN = re.compile(rf"[A-Za-z0-9._{_BEYOND}-]+")
 _ROUTE = re.compile(r"@[^\s:,@<>]+(?:,@[^\s:,@<>]+)*:")
 _LABEL = re.compile(rf"[A-Za-z0-9_{_BEYOND}](?:[A-Za-z0-9_{_BEYOND}-]*[A-Za-z0-9_{_BEYOND}])?")
 
+_PLAIN_LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+_PLAIN_DOMAIN = re.compile(rf"{_PLAIN_LABEL}(?:\.{_PLAIN_LABEL})*")  # nearly all; the others are looked at by label
+
 
 class AddressError(ValueError):
     """Not an address; the text says what is wrong with it."""
 
 
-@dataclass(frozen=True)
-class Mailbox:
+class Mailbox(msgspec.Struct, frozen=True):
     """`local` without its quotes, where it had any; `domain` as given, "" only for the bare postmaster."""
 
     local: str
@@ -105,7 +108,7 @@ def _domain(text: str, start: int) -> tuple[str, int]:
         raise AddressError(f"the domain has {size} bytes; {MAX_DOMAIN_BYTES} are allowed")
     if is_literal:
         _check_literal(domain)
-    else:
+    elif not _PLAIN_DOMAIN.fullmatch(domain):
         for label in domain.split("."):
             if _bytes(label) > MAX_LABEL_BYTES or not _LABEL.fullmatch(label):
                 raise AddressError(f"{domain!r} is not a domain: {label!r} cannot be a part of one")

@@ -176,6 +176,14 @@ def _mail(argument: str, known: Collection[str]) -> Mail:
     except AddressError as error:
         raise Wrong(501, "5.1.7", f"Sender address: {error}") from error
     parameters = _parameters(rest, known)
+    if parameters:
+        _check_mail(parameters)
+    if sender is not None and not sender.is_ascii and "SMTPUTF8" not in parameters:
+        raise Wrong(553, "5.6.7", "A sender beyond ASCII needs the parameter SMTPUTF8")
+    return Mail(sender, parameters)
+
+
+def _check_mail(parameters: dict[str, str]) -> None:
     if not _SIZE.fullmatch(parameters.get("SIZE", "0")):
         raise Wrong(501, "5.5.4", "Syntax: SIZE=bytes")
     if parameters.get("BODY", "7BIT").upper() not in ("7BIT", "8BITMIME"):
@@ -187,9 +195,6 @@ def _mail(argument: str, known: Collection[str]) -> Mail:
     envid = parameters.get("ENVID", "x")
     if not _XTEXT.fullmatch(envid) or len(envid) > MAX_ENVID:
         raise Wrong(501, "5.5.4", f"ENVID must be xtext (RFC 3461) of at most {MAX_ENVID} characters")
-    if sender is not None and not sender.is_ascii and "SMTPUTF8" not in parameters:
-        raise Wrong(553, "5.6.7", "A sender beyond ASCII needs the parameter SMTPUTF8")
-    return Mail(sender, parameters)
 
 
 def _recipient(argument: str, known: Collection[str]) -> Recipient:

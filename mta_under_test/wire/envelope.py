@@ -8,6 +8,7 @@ and zeros are left out. Nothing here reads a file; the envelope's id is not in t
 
 from __future__ import annotations
 
+import operator
 import re
 from typing import Any, Literal, get_args
 
@@ -98,6 +99,7 @@ _KEYS = (
     "dest",
 )
 _NAMES = {key: key.replace("-", "_") for key in _KEYS}
+_VALUES = operator.attrgetter(*_NAMES.values())  # all at once
 _NUMBERS = {"ctime", "last-try", "last-bounce", "ttl", "retry", "dsn-notify", "esc-class", "esc-code"}
 _NUMBERS |= {"bounce-delay", "bounce-ttl"}
 _CHOICES: dict[str, tuple[str, ...]] = {
@@ -119,9 +121,11 @@ _NUMBER = re.compile(r"[1-9][0-9]{0,18}", re.ASCII)
 def encode(envelope: Envelope) -> bytes:
     """The envelope as text. Raises EnvelopeError for a value that no reader could take back."""
     lines = [f"version: {VERSION}"]
-    for key, name in _NAMES.items():
-        value = getattr(envelope, name)
-        if value or key in _REQUIRED:
+    for key, value in zip(_KEYS, _VALUES(envelope), strict=True):
+        # The one path that nearly all values take.
+        if value and key in _TEXTS and _PLAIN.fullmatch(value):
+            lines.append(f"{key}: {value}")
+        elif value or key in _REQUIRED:
             lines.append(f"{key}: {_written(key, value)}")
     return ("\n".join(lines) + "\n").encode("ascii")
 

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import msgspec
 
 from mta_under_test.wire.address import Mailbox
 from mta_under_test.wire.reply import Reply
 
 
-@dataclass(frozen=True)
-class Connected:
+class Connected(msgspec.Struct, frozen=True):
     """A client is there; the reply is the greeting."""
 
 
-@dataclass(frozen=True)
-class Hello:
+class Hello(msgspec.Struct, frozen=True):
     name: str
     extended: bool  # EHLO, not HELO
 
 
-@dataclass(frozen=True)
-class Mail:
+class Mail(msgspec.Struct, frozen=True):
     sender: Mailbox | None  # None: the null sender
     parameters: dict[str, str]  # names in capitals: SIZE, BODY, AUTH, RET, ENVID, SMTPUTF8
 
@@ -30,90 +27,81 @@ class Mail:
         return "SMTPUTF8" in self.parameters
 
 
-@dataclass(frozen=True)
-class Recipient:
+class Recipient(msgspec.Struct, frozen=True):
     mailbox: Mailbox
     parameters: dict[str, str]  # names in capitals: NOTIFY, ORCPT
 
 
-@dataclass(frozen=True)
-class Data:
+class Data(msgspec.Struct, frozen=True):
     """The reply is 354, or a refusal. It also stands before the first chunk of BDAT, where a 354 is not sent."""
 
 
-@dataclass(frozen=True)
-class Body:
+class Body(msgspec.Struct, frozen=True):
     """A piece of the message, dots of DATA unstuffed, line ends kept. Takes no reply."""
 
     chunk: bytes
 
 
-@dataclass(frozen=True)
-class EndOfChunk:
+class EndOfChunk(msgspec.Struct, frozen=True):
     """A chunk of BDAT that is not the last has come as a whole (RFC 3030)."""
 
     size_bytes: int
 
 
-@dataclass(frozen=True)
-class EndOfData:
+class EndOfData(msgspec.Struct, frozen=True):
     """The message is whole and within its limits; a positive reply accepts responsibility for it."""
 
 
-@dataclass(frozen=True)
-class Reset:
+class Reset(msgspec.Struct, frozen=True):
     pass
 
 
-@dataclass(frozen=True)
-class Noop:
+class Noop(msgspec.Struct, frozen=True):
     pass
 
 
-@dataclass(frozen=True)
-class Verify:
+class Verify(msgspec.Struct, frozen=True):
     argument: str
 
 
-@dataclass(frozen=True)
-class Expand:
+class Expand(msgspec.Struct, frozen=True):
     """EXPN: who is on a mailing list?"""
 
     argument: str
 
 
-@dataclass(frozen=True)
-class Help:
+class Help(msgspec.Struct, frozen=True):
     argument: str
 
 
-@dataclass(frozen=True)
-class Quit:
+class Quit(msgspec.Struct, frozen=True):
     pass
 
 
-@dataclass(frozen=True)
-class StartTls:
+class StartTls(msgspec.Struct, frozen=True):
     """After a positive reply nothing that came before counts: the handshake follows, then EHLO (RFC 3207 §4.2)."""
 
 
-@dataclass(frozen=True)
-class Auth:
+class Auth(msgspec.Struct, frozen=True):
     """A positive reply, 235, says that the client is who it claims; 334 asks for more (RFC 4954 §4)."""
 
     mechanism: str  # in capitals: PLAIN or LOGIN
-    initial: bytes | None = field(repr=False)  # what it said with the command, decoded
+    initial: bytes | None  # what it said with the command, decoded
+
+    def __repr__(self) -> str:  # no password in a log
+        return f"Auth(mechanism={self.mechanism!r})"
 
 
-@dataclass(frozen=True)
-class AuthResponse:
+class AuthResponse(msgspec.Struct, frozen=True):
     """What the client answers to 334; None: it gives up."""
 
-    response: bytes | None = field(repr=False)
+    response: bytes | None
+
+    def __repr__(self) -> str:
+        return "AuthResponse()"
 
 
-@dataclass(frozen=True)
-class Refused:
+class Refused(msgspec.Struct, frozen=True):
     """The machine found the error itself; the shell answers with `reply`, or with another refusal.
 
     `ends_data`: it stands in the place of `EndOfData`. The message is too big or malformed, what came of it as `Body`
@@ -125,8 +113,7 @@ class Refused:
     ends_data: bool = False
 
 
-@dataclass(frozen=True)
-class Closed:
+class Closed(msgspec.Struct, frozen=True):
     """End of file: the peer is gone. Takes no reply."""
 
     in_transaction: bool  # after MAIL, the data included

@@ -46,22 +46,22 @@ class Decoder:
     """Bytes in, whole frames out, however the stream was split."""
 
     def __init__(self) -> None:
-        self._buffer = bytearray()
+        self._rest = b""  # of a frame that is not whole yet
 
     def feed(self, data: bytes) -> Iterator[Imsg]:
         """Yield every frame that `data` completes. Raises ImsgError on a length that no frame can have."""
-        self._buffer += data
-        at, end = 0, len(self._buffer)
+        if self._rest:
+            data = self._rest + data
+        at, end = 0, len(data)
         try:
             while end - at >= HEADER.size:
-                kind, length, flags, peer_id, pid = HEADER.unpack_from(self._buffer, at)
+                kind, length, flags, peer_id, pid = HEADER.unpack_from(data, at)
                 if not HEADER.size <= length <= MAX_FRAME_BYTES:
                     raise ImsgError(f"frame of {length} bytes; it can have {HEADER.size} to {MAX_FRAME_BYTES}")
                 if end - at < length:
                     return
-                payload = bytes(self._buffer[at + HEADER.size : at + length])
+                payload = data[at + HEADER.size : at + length]
                 at += length
                 yield Imsg(kind, payload, peer_id, pid, bool(flags & HAS_DESCRIPTOR))
         finally:
-            # Once for all frames of a read: a move of the rest for each would cost more than the decoding.
-            del self._buffer[:at]
+            self._rest = data[at:]

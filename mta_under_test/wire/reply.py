@@ -7,7 +7,8 @@ reply is due: that is the server machine's and its shell's business.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+
+import msgspec
 
 MAX_LINE_BYTES = 4096  # a reply line may have 512 (RFC 5321 §4.5.3.1.5); real servers exceed it
 MAX_LINES = 256  # of one reply
@@ -25,8 +26,7 @@ class ReplyError(Exception):
     """What came is not an SMTP reply; the text quotes it."""
 
 
-@dataclass(frozen=True)
-class Reply:
+class Reply(msgspec.Struct, frozen=True):
     """`text` is one line, or a tuple of lines. Raises ValueError for a code or an enhanced code that cannot be."""
 
     code: int
@@ -58,8 +58,10 @@ class Reply:
 
     def encode(self) -> bytes:
         """The reply as it is sent. Controls in the text become blanks, so that quoted input never adds a line."""
-        lines = self.lines
         status = f"{self.enhanced} " if self.enhanced else ""
+        if isinstance(self.text, str):
+            return f"{self.code} {status}{_printable(self.text)}\r\n".encode(errors="replace")
+        lines = self.lines
         head = "".join(f"{self.code}-{status}{_printable(line)}\r\n" for line in lines[:-1])
         return f"{head}{self.code} {status}{_printable(lines[-1])}\r\n".encode(errors="replace")
 
@@ -69,7 +71,7 @@ class Reply:
 
 
 def _printable(line: str) -> str:
-    return _NOT_TEXT.sub(" ", line)
+    return line if line.isprintable() else _NOT_TEXT.sub(" ", line)
 
 
 class ReplyDecoder:
