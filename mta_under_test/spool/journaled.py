@@ -1,9 +1,9 @@
 """The disk queue as queue uses it: a journal in front of the files (`disk`), so that many commits share one fdatasync.
 
 A small message is held in memory until its commit, goes into the journal with everything else that is committed at that
-moment, and is safe after one fdatasync(2). Its files in queue/ are made later: the message's when somebody wants a
-descriptor of it, all of them when the queue has a quiet moment (`settle`), and a journal is removed once one syncfs(2)
-has made all its files safe. A message that is delivered before that never costs a file for its envelopes.
+moment, and is safe after one fdatasync(2). Its files in queue/ are made later, when the queue has a quiet moment
+(`settle`), and a journal is removed once one syncfs(2) has made all of them safe. Who wants a descriptor of the message
+before that gets one of a file in temporary/. A message that is delivered by then never costs a file for its envelopes.
 A large message, or one with many recipients, is written to its files at once and committed as `disk` does it.
 
 Updates and deletions are journaled too, without a sync: nobody was promised anything by them. After power loss a

@@ -45,6 +45,7 @@ def test_names_that_differ_from_dose_to_dose_share_a_class(kind: str, target: st
 
 def test_a_deleted_file_is_a_class_of_its_own() -> None:
     assert label("file", "/spool/queue/a3/a3f00d01/message", deleted=True) == "message file (deleted)"
+    assert label("file", "/spool/temporary/a3f00d01.message", deleted=True) == "message file (deleted)"
 
 
 def test_sockets_are_told_by_direction_and_state_not_by_ephemeral_port() -> None:
