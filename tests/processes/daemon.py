@@ -135,6 +135,10 @@ class Smtpd:
             status = smtpctl.main(["--socket", str(self.socket), *words])
         return subprocess.CompletedProcess(words, status, _written(out), _written(err))
 
+    def try_again(self) -> None:
+        """The one envelope in the queue, once the daemon knows of it and it is not on its way."""
+        until(lambda: self.smtpctl("schedule", "all").stdout == "1 envelope scheduled\n", "an envelope to try again")
+
     def forgotten(self) -> list[str]:
         """What sessions and transactions failed to let go of."""
         return [line for line in self.log().splitlines() if " owner: " in line]

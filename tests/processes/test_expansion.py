@@ -301,10 +301,11 @@ def test_a_forward_file_is_believed_only_when_it_is_its_owners(
     plain: Smtpd, lasting_place: Place, text: str, mode: int, status: int
 ) -> None:
     lasting_place.forward("bob", text, mode)
-    before = [len(plain.descriptors(role)) for role in ("parent", "lookup")]
+    before = {role: len(plain.descriptors(role)) for role in ("parent", "lookup")}
     for _ in range(3):
         assert rcpt(plain, "bob@here.test")[0] == status
-    until(lambda: [len(plain.descriptors(role)) for role in ("parent", "lookup")] == before, "no more")
+    # Fewer may be: something of the test before was perhaps about to close.
+    until(lambda: all(len(plain.descriptors(role)) <= before[role] for role in before), "no more")
 
 
 def test_a_forward_file_is_read_with_the_users_rights(plain: Smtpd, lasting_place: Place) -> None:

@@ -91,7 +91,7 @@ def test_each_recipient_has_its_own_answer_after_the_dot(
     assert status_of(smtpd) == "452 4.2.2 over quota"
     assert smtpd.stats()["mda.delivery.ok"] == 1
     del lmtp.answers["END bob"]
-    smtpd.smtpctl("schedule", "all")
+    smtpd.try_again()
     until(lambda: len(lmtp.mail) == 2, "the second try")
     assert lmtp.mail[1][1] == ["bob"]
 

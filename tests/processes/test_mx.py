@@ -123,7 +123,7 @@ def test_trouble_with_the_dns_passes(start: Callable[..., Smtpd], internet: Inte
         lambda: "451 4.4.3 cannot resolve to.test now" in smtpd.smtpctl("show", "queue").stdout, "a temporary failure"
     )
     internet.zone(to={"MX": ["10 a.mx.test."]})
-    smtpd.smtpctl("schedule", "all")
+    smtpd.try_again()
     until(lambda: internet.accepted() == {"a": 1}, "delivery once the DNS works again")
 
 
@@ -134,7 +134,7 @@ def test_a_backup_relays_to_better_hosts_only(start: Callable[..., Smtpd], inter
     until(lambda: "451 4.4.1" in smtpd.smtpctl("show", "queue").stdout, "a temporary failure")
     assert internet.accepted() == {}
     internet.zone(to={"MX": ["10 b.mx.test.", "20 backup.test.", "30 a.mx.test."]})
-    smtpd.smtpctl("schedule", "all")
+    smtpd.try_again()
     until(lambda: internet.accepted() == {"b": 1}, "delivery to the better host")
 
 

@@ -102,7 +102,7 @@ def test_a_spool_of_roots_is_handed_over(start_smtpd: StartSmtpd, mx: RemoteMX) 
     smtpd._arguments = ()
     smtpd.start()
     assert ids(smtpd.pid_of("queue"))["Uid"] != [0] * 4
-    smtpd.smtpctl("schedule", "all")
+    smtpd.try_again()
     until(lambda: mx.ledger().delivered, "delivery")
 
 

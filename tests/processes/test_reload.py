@@ -124,7 +124,7 @@ def test_mail_for_an_action_that_is_gone_waits(start_smtpd: StartSmtpd, place: P
     until(lambda: "No local action named" in smtpd.smtpctl("show", "queue").stdout, "a temporary failure")
     write(smtpd, local(place))
     smtpd.smtpctl("reload")
-    smtpd.smtpctl("schedule", "all")
+    smtpd.try_again()
     until(lambda: place.mail("bob"), "delivery")
 
 
