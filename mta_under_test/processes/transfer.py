@@ -328,15 +328,17 @@ class Transfer(Process):
     def release(self, relay: Relay, count: int) -> None:
         """Let scheduler send some of the envelopes that are held for the relay; 0 for all."""
         relay.held = max(0, relay.held - count) if count else 0
-        relay.awaits_released = True
+        relay.awaits_released += 1
         self.tell("queue", Kind.HOLDQ_RELEASE, relay.id, count)
 
     @takes(Kind.HOLDQ_EMPTY)
     def nothing_held(self, peer: str, message: Message) -> None:
         """More was asked for than there was: scheduler releases whole messages, of which `held` knows nothing."""
         for relay in self.map.relays.values():
-            if relay.id == message.integers[0]:
-                relay.awaits_released = False
+            if relay.id == message.integers[0] and relay.awaits_released:
+                relay.awaits_released -= 1
+                if relay.awaits_released:
+                    return  # what was released before may still be on its way
                 for session in relay.idle_sessions:
                     session.nothing_comes()
 

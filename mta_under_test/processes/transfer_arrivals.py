@@ -85,7 +85,7 @@ class Arrivals:
         for relay in relays:
             relay.tasks.extend(relay.incoming.values())
             relay.incoming.clear()
-            relay.awaits_released = False
+            relay.awaits_released = 0
             if evpids := self._holding.pop(relay, None):
                 self._transfer.hold(relay, evpids)
                 if not relay.tasks:

@@ -203,7 +203,7 @@ class Relay:
         self.timer: TimerHandle | None = None  # runs until the next connect is polite
         self.on_hold = False  # envelopes that come now are held back in scheduler
         self.held = 0  # envelopes that are, at most
-        self.awaits_released = False  # some of them are on their way here
+        self.awaits_released = 0  # times that some were asked for and have not come
         self.is_dropped = False
 
     @property
