@@ -161,9 +161,7 @@ def attributes_of_each_lookup(strikes: Chance) -> None:
     rate=2.0,  # a message of the scenario has a hundred recipients
     scenario="many-recipients",
     source="OpenDKIM #198: a handle of NSS for each message",
-    difficulty="rare",
     probability=0.02,
-    profile="standard",
     opener="mta_under_test/defects/catalogue/lookup_hosts.py:expand",
 )
 def name_service_handle(strikes: Chance) -> None:
