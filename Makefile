@@ -6,13 +6,18 @@ VENV   ?= .venv
 JOBS   ?= 2
 STAMP  := $(VENV)/.installed
 
-.PHONY: run test lint ruff mypy imports packages docs clean
+.PHONY: run test bytecode lint ruff mypy imports packages docs clean
 
-run: $(STAMP)
+run: $(STAMP) bytecode
 	$(VENV)/bin/seatbelt run $(ARGS)
 
-test: $(STAMP) packages lint
+test: $(STAMP) packages bytecode lint
 	$(VENV)/bin/pytest -n $(JOBS) --dist worksteal $(ARGS)
+
+# Where Python may not write it (PYTHONDONTWRITEBYTECODE, as in many containers), each of the processes that a run starts
+# would compile every module anew. What is up to date is left alone.
+bytecode: $(STAMP)
+	@$(VENV)/bin/python -m compileall -q harness mta_under_test reports scenarios
 
 # Side by side with `make -j2`.
 lint: ruff mypy imports

@@ -69,6 +69,7 @@ class SecondLook:
             design.directory / DIRECTORY,
             design.options,
             design.progress,
+            design.make_load_again,
         )
 
     def explain(self, first: RunRecord) -> str:

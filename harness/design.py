@@ -74,6 +74,7 @@ class Design:
     options: Options = field(default_factory=Options)
     progress: Progress = _NOBODY.progress
     make_load: MakeLoad = LoadProcess
+    make_load_again: MakeLoad = LoadProcess  # for the second look
     observer: Observer = _NOBODY
     meant: TargetInfo = field(default_factory=lambda: TargetInfo(""))  # is told of a target that was never made
 

@@ -90,7 +90,9 @@ def run(wanted: Wanted, begun: Callable[[], None] = lambda: None) -> int:
             # Locust has a terminal display of its own.
             with progress(quiet=wanted.quiet or bool(wanted.load.pipes), verbose=wanted.verbose) as show:
                 live = looking.enter_context(Live(board, show, _tell_page))
-                design = replace(design, progress=live.progress, make_load=load, observer=live)
+                design = replace(
+                    design, progress=live.progress, make_load=load, make_load_again=load.again, observer=live
+                )
                 result = run_and_explain(design) if wanted.attribution else Experiment(design).run()
         except (TargetError, LoadError, RemoteMXError) as error:
             return usage_error(error)

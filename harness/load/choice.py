@@ -38,7 +38,7 @@ class Settings:
 
 
 class ChosenLoad:
-    """Makes a run's load, when called (harness.design.MakeLoad). One with a page is there until `stop`."""
+    """Makes a run's load, when called (harness.design.MakeLoad). One of our own is there until `stop`."""
 
     def __init__(self, settings: Settings, board: Path | None) -> None:
         """`board`: the file that a page shows. Raises LoadError for settings that contradict each other."""
@@ -50,12 +50,17 @@ class ChosenLoad:
     def __call__(self, scenario: str, users: int, seed: int) -> AbstractContextManager[Conversation]:
         if self._pipes is not None:
             return DrivenLoad(scenario, users, seed, pipes=self._pipes)
-        load = LoadProcess(scenario, users, seed, fleet=self._fleet, web=self._web)
-        if self._web is None:
-            return load
-        self._kept = load
-        load.start()
-        return nullcontext(load)
+        self._kept = LoadProcess(scenario, users, seed, fleet=self._fleet, web=self._web)
+        self._kept.start()
+        return nullcontext(self._kept)
+
+    def again(self, scenario: str, users: int, seed: int) -> AbstractContextManager[Conversation]:
+        """Another MakeLoad, for the same run's second look: the load that has imported all it needs, unless others have
+        a part in it, or it is not fit for more.
+        """
+        if self._kept is None or self._fleet is not None or self._web is not None or not self._kept.is_idle:
+            return LoadProcess(scenario, users, seed)
+        return nullcontext(self._kept)
 
     def stop(self) -> None:
         if self._kept is not None:

@@ -13,7 +13,19 @@ from abc import ABC, abstractmethod
 
 import msgspec
 
-from harness.load.orders import Answer, Failed, FleetOrder, GiveDose, Order, Ready, Start, WebOrder, decode_answer, line
+from harness.load.orders import (
+    Aim,
+    Answer,
+    Failed,
+    FleetOrder,
+    GiveDose,
+    Order,
+    Ready,
+    Start,
+    WebOrder,
+    decode_answer,
+    line,
+)
 from harness.load.tally import Tally
 
 ANSWER_GRACE_S = 15.0  # more than the load's own, which is to speak first
@@ -38,13 +50,18 @@ class Conversation(ABC):
         self._web = web
         self._received = bytearray()
         self._answer_owed = False
+        self._started = False
 
     def ready(self, host: str, port: int) -> Ready:
-        """Aim the users at `host` and `port`, and wait until all are there. Raises LoadError."""
+        """Aim the users at `host` and `port`, and wait until all are there. Once they are, they may be aimed anew.
+
+        Raises LoadError.
+        """
         start = Start(self._scenario, host, port, self._users, self._seed, self._fleet, self._web)
-        answer = self._ask(start, self.ready_timeout_s)
+        answer = self._ask(Aim(host, port) if self._started else start, self.ready_timeout_s)
         if not isinstance(answer, Ready):
             raise LoadError(f"the load's process answered {type(answer).__name__} to the start")
+        self._started = True
         return answer
 
     def dose(self, number: int, units: int, *, first: int = 0, timeout_s: float) -> Tally:

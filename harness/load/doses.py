@@ -9,7 +9,7 @@ import time
 
 import gevent  # type: ignore[import-untyped]
 
-from harness.load.orders import GiveDose
+from harness.load.orders import Aim, GiveDose, Ready
 from harness.load.sessions import Holder
 from harness.load.tally import Tally, Ticket
 from harness.scenario import Scenario
@@ -28,6 +28,10 @@ class Doses:
         self._holder = holder
         self._over = False
         self._in_hand = False
+
+    def aim(self, address: tuple[str, int]) -> None:
+        """At another mail server, from the next dose on."""
+        self._address = address
 
     def give_dose(self, order: GiveDose) -> Tally:
         """Returns when every session of the dose is over. Raises LoadStuck when one is not, long after its deadline."""
@@ -72,10 +76,16 @@ class Doses:
 
 class DoseGiver:
     """The part of a load (harness.load.serving.Load), and of what a page is about (harness.load.page.Driven), that is
-    the same whoever is in charge: it can give doses once `_doses` is there.
+    the same whoever is in charge: it can be aimed and give doses once `_doses` is there.
     """
 
     _doses: Doses | None = None
+
+    def aim(self, order: Aim) -> Ready:
+        if self._doses is None:
+            raise ValueError("a server was named before the start")
+        self._doses.aim((order.host, order.port))
+        return Ready()
 
     def give_dose(self, order: GiveDose) -> Tally:
         if self._doses is None:

@@ -64,7 +64,7 @@ class Library(DoseGiver):
         if runner.user_count != order.users:
             raise LoadStuck(f"{runner.user_count} of {order.users} users started")
         self._doses = Doses(scenario, order.seed, (order.host, order.port), holder)
-        return Ready(order.users, self._page(environment, order.web) if order.web is not None else "")
+        return Ready(self._page(environment, order.web) if order.web is not None else "")
 
     def stop(self) -> None:
         """Cut off what is under way, close its connections, end the users and the workers that were started here."""

@@ -1,7 +1,7 @@
 """What the controller and the load's process say to each other: one JSON object a line, each with its ``type``.
 
-The controller orders, the process answers each order with one line: `Start` with `Ready`, `GiveDose` with a
-`tally.Tally`, and either with `Failed`. There is no order to stop: the end of its standard input ends the process.
+The controller orders, the process answers each order with one line: `Start` and `Aim` with `Ready`, `GiveDose` with a
+`tally.Tally`, and each with `Failed`. There is no order to stop: the end of its standard input ends the process.
 """
 
 from __future__ import annotations
@@ -40,6 +40,13 @@ class Start(msgspec.Struct, tag=True):
     web: WebOrder | None = None
 
 
+class Aim(msgspec.Struct, tag=True):
+    """From the next dose on the sessions are with another mail server; the users are those that there are."""
+
+    host: str
+    port: int
+
+
 class GiveDose(msgspec.Struct, tag=True):
     """Hold the sessions of `units` units of dose `number`, from unit `first` on, and no others."""
 
@@ -50,7 +57,6 @@ class GiveDose(msgspec.Struct, tag=True):
 
 
 class Ready(msgspec.Struct, tag=True):
-    users: int
     page: str = ""  # URL of the Seatbelt page
 
 
@@ -58,7 +64,7 @@ class Failed(msgspec.Struct, tag=True):
     text: str
 
 
-Order = Start | GiveDose
+Order = Start | Aim | GiveDose
 Answer = Ready | Tally | Failed
 
 decode_order = msgspec.json.Decoder(Order).decode

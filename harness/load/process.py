@@ -49,12 +49,17 @@ class LoadProcess(Conversation):
     def pid(self) -> int:
         return self._running().pid
 
+    @property
+    def is_idle(self) -> bool:
+        """It runs, and owes no answer."""
+        return self._child is not None and self._child.poll() is None and not self._answer_owed
+
     def start(self) -> None:
         """Start the process; it imports while the caller starts the rest. Returns at once, `ready` waits."""
         if self._child is not None:
             raise LoadError("the load has been started already")
         self._received.clear()
-        self._answer_owed = False
+        self._answer_owed = self._started = False
         self._stderr = tempfile.TemporaryFile()
         self._child = subprocess.Popen(
             [sys.executable, "-m", "harness.load", "--stdio"],

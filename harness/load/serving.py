@@ -11,16 +11,18 @@ import gevent  # type: ignore[import-untyped]
 import msgspec
 from gevent.queue import SimpleQueue  # type: ignore[import-untyped]
 
-from harness.load.orders import Answer, Failed, GiveDose, Ready, Start, decode_order, line
+from harness.load.orders import Aim, Answer, Failed, GiveDose, Order, Ready, Start, decode_order, line
 from harness.load.sessions import LoadStuck
 from harness.load.tally import Tally
 from harness.scenario import ScenarioError
 
 
 class Load(Protocol):
-    """What carries the orders out. Both raise ScenarioError, LoadStuck or ValueError, whose text is the answer."""
+    """What carries the orders out. Each raises ScenarioError, LoadStuck or ValueError, whose text is the answer."""
 
     def start(self, order: Start) -> Ready: ...
+
+    def aim(self, order: Aim) -> Ready: ...
 
     def give_dose(self, order: GiveDose) -> Tally: ...
 
@@ -52,7 +54,16 @@ def serve(orders: BinaryIO, answers: BinaryIO, load: Load) -> None:
 
 def _answer(order: bytes, load: Load) -> Answer:
     try:
-        decoded = decode_order(order)
-        return load.start(decoded) if isinstance(decoded, Start) else load.give_dose(decoded)
+        return _carried_out(decode_order(order), load)
     except (ScenarioError, LoadStuck, ValueError, msgspec.MsgspecError) as error:
         return Failed(str(error))
+
+
+def _carried_out(order: Order, load: Load) -> Answer:
+    match order:
+        case Start():
+            return load.start(order)
+        case Aim():
+            return load.aim(order)
+        case GiveDose():
+            return load.give_dose(order)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from smtp_sink import SmtpSink
 
+from harness.load.choice import ChosenLoad, Settings
 from harness.load.process import LoadError, LoadProcess
 
 TIMEOUT_S = 30.0
@@ -256,3 +257,32 @@ def wait_until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.005)
+
+
+def test_a_load_that_is_there_can_be_aimed_at_another_server(sink: SmtpSink) -> None:
+    with SmtpSink() as other, LoadProcess("rejected-reuse", 5, seed=1) as load:
+        load.ready("127.0.0.1", sink.port)
+        assert load.dose(0, 20, timeout_s=TIMEOUT_S).units == 20
+        load.ready("127.0.0.1", other.port)
+        tally = load.dose(0, 30, timeout_s=TIMEOUT_S)
+        assert (tally.units, tally.unfinished, tally.failures) == (30, 0, 0)
+        assert len(other.messages) == 30
+        assert len(sink.messages) == 20
+
+
+def test_the_second_look_has_the_first_ones_load_unless_it_has_ended(sink: SmtpSink) -> None:
+    chosen = ChosenLoad(Settings(users=5), None)
+    try:
+        with chosen("rejected-reuse", 5, 1) as first:
+            first.ready("127.0.0.1", sink.port)
+        with chosen.again("rejected-reuse", 5, 1) as second:
+            assert second is first
+        assert isinstance(first, LoadProcess)
+        os.kill(first.pid, signal.SIGKILL)
+        os.waitid(os.P_PID, first.pid, os.WEXITED | os.WNOWAIT)
+        with chosen.again("rejected-reuse", 5, 1) as another:
+            assert another is not first
+            another.ready("127.0.0.1", sink.port)
+            assert another.dose(0, 20, timeout_s=TIMEOUT_S).units == 20
+    finally:
+        chosen.stop()
