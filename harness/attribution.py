@@ -20,6 +20,7 @@ import msgspec
 
 from harness.accounts import opened
 from harness.design import Design
+from harness.detectors import growth
 from harness.detectors.classes import descriptor_class, listening_ports, unexplained_files
 from harness.dosing import Dosing
 from harness.experiment import Experiment
@@ -111,15 +112,21 @@ class SecondLook:
             return match(record, wanted, tracing, stand.target.spool)
 
     def _steps(self, wanted: Sequence[Finding]) -> Iterator[Step]:
-        units = first_dose = self._design.plan.first_dose
-        for finding in wanted:
-            if finding.rate > 0:
-                grows = finding.resource == "memory"
-                expected, most = (EXPECTED_OBJECTS, self._most_units) if grows else (EXPECTED, MOST_UNITS)
-                units = max(units, min(most, math.ceil(expected / DOSES / finding.rate)))
-        yield Step("warm-up", first_dose)
+        units = max(map(self._units, wanted))
+        yield Step("warm-up", self._design.plan.first_dose)
         for _ in range(DOSES):
             yield Step("count", units)
+
+    def _units(self, finding: Finding) -> int:
+        """Of each traced dose, that the finding shows."""
+        least = self._design.plan.first_dose
+        if finding.rate <= 0:
+            return least
+        if finding.resource != "memory":
+            return max(least, min(MOST_UNITS, math.ceil(EXPECTED / DOSES / finding.rate)))
+        if finding.kind == growth.OBJECTS.name:  # its rate says how few units are enough
+            least = max(1, least // PART)
+        return max(least, min(self._most_units, math.ceil(EXPECTED_OBJECTS / DOSES / finding.rate)))
 
 
 class Sight:
