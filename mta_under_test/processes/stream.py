@@ -43,6 +43,7 @@ class Stream(asyncio.Protocol):
         self._writable: asyncio.Future[None] | None = None
         self._full = False
         self._paused = False
+        self._securing = False
         self.tls = ""  # protocol, cipher and bits, once TLS is spoken
         # One timer for the whole connection, looked at when it goes off: a wait is begun and ended many times for each
         # message, and a timer of its own would cost more than the rest of it.
@@ -114,6 +115,7 @@ class Stream(asyncio.Protocol):
         if transport is None or transport.is_closing() or self._ended:
             raise TlsFailure("the connection is closed")
         self._paused = False
+        self._securing = True
         try:
             secured = await self._loop.start_tls(
                 transport,
@@ -126,6 +128,8 @@ class Stream(asyncio.Protocol):
         except (OSError, TimeoutError) as error:  # ssl.SSLError is an OSError
             self._ended = True
             raise TlsFailure(getattr(error, "reason", None) or str(error) or type(error).__name__) from None
+        finally:
+            self._securing = False
         if secured is None:
             raise TlsFailure("the connection was lost in the handshake")
         self._transport = secured
@@ -198,9 +202,11 @@ class Stream(asyncio.Protocol):
         if self._trace is not None:
             self._trace(self.peer[0], "in", len(data))
         self._arrived.append(data)
+        # What comes in one packet with the end of the handshake is ours before its transport is: the one that we would
+        # pause is below it, and nobody would let that go on.
         if self._reader is not None:
             _wake(self._reader)
-        elif not self._paused and self._transport is not None:
+        elif not self._paused and not self._securing and self._transport is not None:
             self._paused = True
             self._transport.pause_reading()
 
