@@ -17,11 +17,18 @@ class SmtpSink:
     """Listens on 127.0.0.1 in a thread of its own. Counts are read when the client has been answered."""
 
     def __init__(
-        self, *, lenient: bool = False, stall_at: str = "", drop_at: str = "", greeting: str = "220 sink"
+        self,
+        *,
+        lenient: bool = False,
+        stall_at: str = "",
+        drop_at: str = "",
+        leave_at: tuple[str, str] = ("", ""),
+        greeting: str = "220 sink",
     ) -> None:
         self.lenient = lenient  # takes every recipient
         self.stall_at = stall_at  # a command's verb, or "body": not answered any more
         self.drop_at = drop_at  # … : the connection is reset
+        self.leave_at = leave_at  # a command's verb, and the answer that it gets before the connection is closed
         self.greeting = greeting
         self.sessions = 0
         self.messages: list[bytes] = []  # as received, dots undone
@@ -68,6 +75,9 @@ class SmtpSink:
                 verb = line[:4].decode().strip().upper()
                 verbs.append(verb)
                 if not await self._misbehave(verb, writer):
+                    return
+                if verb == self.leave_at[0]:
+                    writer.write(f"{self.leave_at[1]}\r\n".encode())
                     return
                 writer.write(f"{await self._answer(verb, line.decode(), reader, writer)}\r\n".encode())
                 if verb == "QUIT":

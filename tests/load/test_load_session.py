@@ -71,6 +71,24 @@ def test_a_lost_connection_ends_the_session_with_one_failure(verb: str) -> None:
     assert outcome.accepted == []
 
 
+def test_a_server_that_answers_and_leaves_ends_the_session_at_the_next_command() -> None:
+    with SmtpSink(leave_at=("MAIL", "250 and that is all")) as sink:
+        outcome = held(sink.port, PLAIN, PLAIN)
+    [(name, text)] = errors(outcome)
+    assert name == "RCPT"
+    assert text
+    assert [exchange.name for exchange in outcome.exchanges] == ["CONNECT", "EHLO", "MAIL", "RCPT"]
+    assert (outcome.messages, outcome.finished, outcome.accepted) == (1, False, [])
+
+
+def test_a_server_that_says_it_leaves_ends_the_session_with_its_words() -> None:
+    with SmtpSink(leave_at=("RCPT", "421 4.3.2 closing")) as sink:
+        outcome = held(sink.port, Message(DEFAULT_SENDER, (), (BAD,)), PLAIN)
+    assert errors(outcome) == [("RCPT", "421 4.3.2 closing (the scenario expects 5xx)")]
+    assert [exchange.name for exchange in outcome.exchanges] == ["CONNECT", "EHLO", "MAIL", "RCPT"]
+    assert (outcome.refused_recipients, outcome.finished) == (0, False)
+
+
 def test_a_greeting_that_refuses_is_a_failure_with_its_text() -> None:
     with SmtpSink(greeting="554 go away") as sink:
         outcome = held(sink.port, PLAIN)
