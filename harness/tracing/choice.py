@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,6 +16,9 @@ from harness.tracing.python import PythonAgent
 from harness.tracing.strace import Strace
 from harness.tracing.tracker import Tracker
 from reports.record import Process
+
+BIRTH_S = 0.5  # from its birth on until a process can be seen to be reached
+LOOK_S = 0.02
 
 
 class Tracing:
@@ -33,8 +37,7 @@ class Tracing:
         self._told_by: dict[int, str] = {}  # by pid
 
     def __enter__(self) -> Tracing:
-        pids = tree(self._root_pid)
-        missed = set(pids).difference(*(tracer.reached(pids) for tracer in self._tracers))
+        missed = self._missed()
         if missed and not Strace.missing():
             directory = Path(self._running.enter_context(tempfile.TemporaryDirectory(prefix="seatbelt-")))
             strace = Strace(directory, self._root)
@@ -42,6 +45,16 @@ class Tracing:
             strace.attach(sorted(missed))
             self._tracers.append(strace)
         return self
+
+    def _missed(self) -> set[int]:
+        """The processes that nothing reached. One of a family that tracers were loaded into may have just been born."""
+        deadline = time.monotonic() + BIRTH_S
+        while True:
+            pids = set(tree(self._root_pid))
+            missed = pids.difference(*(tracer.reached(pids) for tracer in self._tracers))
+            if not missed or missed == pids or time.monotonic() > deadline:
+                return missed
+            time.sleep(LOOK_S)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._running.close()

@@ -321,4 +321,5 @@ def delivered_twice(strikes: Chance) -> None:
             message.integers = (evpid,)
             self.delivery_temp(peer, message)
         else:
+            unsure.discard(evpid)
             original(self, peer, message)
