@@ -21,7 +21,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 from harness.score import outcome
-from harness.score.cases import Case
+from harness.score.cases import Case, haste
 from reports.record import RecordError, load
 from reports.score import Row
 
@@ -43,7 +43,7 @@ def run(cases: Sequence[Case], jobs: int, done: Done, keep: Path | None = None) 
         try:
             waiting = {
                 pool.submit(_one, case, Path(scratch) / f"{number}", keep, runs): number
-                for number, case in enumerate(cases)
+                for number, case in sorted(enumerate(cases), key=lambda numbered: haste(numbered[1]))
             }
             for future in as_completed(waiting):
                 rows[waiting[future]] = future.result()
