@@ -25,7 +25,7 @@ class RecordError(Exception):
     """A record could not be read or written; the text names the file and what is wrong with it."""
 
 
-class Descriptor(msgspec.Struct, frozen=True, omit_defaults=True):
+class Descriptor(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """One entry of ``/proc/PID/fd``, as proc_pid_fd(5) and proc_pid_fdinfo(5) tell it."""
 
     fd: int

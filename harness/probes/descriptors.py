@@ -2,58 +2,54 @@
 
 Owns: the walk of ``/proc/PID/fd`` and ``fdinfo``, and what kind of thing each entry is. Never: judges.
 
-One look at an entry is readlink, which names it; for sockets, pipes and the like the name tells the inode too, for all
-else it takes stat; and where they are asked for, fdinfo for flags and position, which costs as much again. Of an epoll
-and an inotify fdinfo is always read: what they watch is nowhere else to be seen. What is
-opened or closed during the walk may or may not be in it; at rest the walk is exact.
+One look at an entry is readlink, which names it; for sockets and pipes the name tells the inode too, for all else it
+takes stat; and where they are asked for, fdinfo for flags and position, which costs as much again. Of an epoll and an
+inotify fdinfo is always read: what they watch is nowhere else to be seen. What is opened or closed during the walk may
+or may not be in it; at rest the walk is exact.
 """
 
 from __future__ import annotations
 
 import os
+import socket
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
+from operator import attrgetter
 
 import msgspec
 
-from harness.probes.processes import text
+from harness.probes.processes import read_file, text
 from harness.probes.sockets import SocketTables, Table
 from reports.record import Descriptor
 
 _DELETED = " (deleted)"
 _FDINFO_BYTES = 64  # its first two lines; the rest can be long (an epoll lists all that it watches)
 _ANONYMOUS_KINDS = frozenset({"eventpoll", "eventfd", "timerfd", "signalfd", "inotify", "pidfd", "io_uring"})
-_SHARED = frozenset(  # one inode for all of a kind, so that one look is enough for ever
-    {
-        "anon_inode:[eventpoll]",
-        "anon_inode:[eventfd]",
-        "anon_inode:[timerfd]",
-        "anon_inode:[signalfd]",
-        "anon_inode:inotify",
-    }
-)
 _PROTOCOL_KINDS = {"TCP": "tcp", "TCPv6": "tcp", "MPTCP": "tcp", "MPTCPv6": "tcp", "UDP": "udp", "UDPv6": "udp"}
 
+_SOCKET, _PIPE = "socket:[", "pipe:["  # and the inode: what no path can be called, and all that there is to know
+_WATCHERS = ("anon_inode:[eventpoll]", "anon_inode:inotify")
+_number = attrgetter("fd")
 
-_WATCHERS = frozenset({"eventpoll", "inotify"})
-
-_Looked = tuple[int, int, str, int]  # device, inode, kind (or "socket"), hard links
-_Entry = tuple[int, str, int, int, str, int, int, int]  # number, link as os.fsdecode gives it, _Looked, flags, position
+_Entry = tuple[str, str, os.stat_result | None, tuple[int, int]]  # name, link, status, position and flags
 
 
 def read(pid: int, tables: SocketTables | None = None, *, positions: bool = True) -> list[Descriptor]:
     """What `pid` has open, by number. `tables` may be shared among the processes of one snapshot.
 
-    Without `positions` flags and positions are left at 0, in less than half the time. Raises ProcessLookupError or
+    Without `positions` flags and positions are left at 0, in half the time. Raises ProcessLookupError or
     FileNotFoundError when the process is gone, PermissionError when it is not ours to see (ptrace(2), "ptrace access
     mode checking"). A process that reads itself is not shown the walk's own descriptors.
     """
-    entries, watched = _walk(pid, positions)
-    inodes = {inode for _, _, _, inode, kind, *_ in entries if kind == "socket"}
+    entries = _walk(pid, positions)
+    watched = {int(name): _whole_fdinfo(pid, name) for name, link, _, _ in entries if link in _WATCHERS}
+    inodes = {int(link[len(_SOCKET) : -1]) for _, link, _, _ in entries if link.startswith(_SOCKET)}
     # Read after the walk: a table that is older than a socket does not have it.
     table = (tables or SocketTables()).of(pid, inodes) if inodes else {}
     found = [_descriptor(pid, entry, table) for entry in entries]
+    found.sort(key=_number)
     return _with_watches(found, watched) if watched else found
 
 
@@ -66,50 +62,40 @@ def count(pid: int) -> int:
     return os.stat(path).st_size or len(os.listdir(path))
 
 
-def _walk(pid: int, positions: bool) -> tuple[list[_Entry], dict[int, bytes]]:
-    """Every entry, and by number the fdinfo of those that watch others."""
+def _walk(pid: int, positions: bool) -> list[_Entry]:
+    """What the kernel tells of every entry, as it tells it: nothing else is done between the system calls."""
     found: list[_Entry] = []
-    watched: dict[int, bytes] = {}
-    with _directory(f"/proc/{pid}/fd") as links, _directory(f"/proc/{pid}/fdinfo") as infos:
-        ours = {str(links), str(infos)} if pid == os.getpid() else set()
-        for name in os.listdir(links):
-            if name in ours:
-                continue
+    at = 0, 0
+    with _directory(f"/proc/{pid}/fd") as links:
+        names = os.listdir(links)
+        if pid == os.getpid():
+            names.remove(str(links))
+        for name in names:
             try:
                 link = os.readlink(name, dir_fd=links)
-                looked = _by_name(link) or _by_stat(name, link, links)
-                offset, flags = _fdinfo(name, infos) if positions else (0, 0)
-                if looked[2] in _WATCHERS:
-                    watched[int(name)] = _whole_fdinfo(name, infos)
+                status = None if link.startswith((_SOCKET, _PIPE)) else os.stat(name, dir_fd=links)
+                if positions:
+                    at = _fdinfo(pid, name)
             except (FileNotFoundError, ProcessLookupError):
                 continue  # closed since the listing
-            found.append((int(name), link, *looked, flags, offset))
-    found.sort()
-    return found, watched
+            found.append((name, link, status, at))
+    return found
 
 
-_devices: dict[str, int] = {}  # of sockets and of pipes: one each, as long as the machine runs
-_shared: dict[str, _Looked] = {}
+@cache  # one for all of them, as long as the machine runs
+def _device_of_sockets() -> int:
+    with socket.socket(socket.AF_UNIX) as one:
+        return os.fstat(one.fileno()).st_dev
 
 
-def _by_name(link: str) -> _Looked | None:
-    """``socket:[123]`` and its like, which no path can be called; None for what needs a look."""
-    if link[0] == "/":
-        return None
-    family, _, number = link.partition(":[")
-    if family in _devices:
-        return _devices[family], int(number[:-1]), family, 1
-    return _shared.get(link)
-
-
-def _by_stat(name: str, link: str, links: int) -> _Looked:
-    status = os.stat(name, dir_fd=links)
-    looked = status.st_dev, status.st_ino, _kind(status.st_mode, link), status.st_nlink
-    if link in _SHARED:
-        _shared[link] = looked
-    elif link.startswith(("socket:[", "pipe:[")):
-        _devices[link.partition(":")[0]] = status.st_dev
-    return looked
+@cache
+def _device_of_pipes() -> int:
+    ends = os.pipe()
+    try:
+        return os.fstat(ends[0]).st_dev
+    finally:
+        for end in ends:
+            os.close(end)
 
 
 @contextmanager
@@ -121,9 +107,9 @@ def _directory(path: str) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _fdinfo(name: str, infos: int) -> tuple[int, int]:
+def _fdinfo(pid: int, name: str) -> tuple[int, int]:
     """(position, flags): ``pos:\\t0\\nflags:\\t0100002\\n…``, proc_pid_fdinfo(5)."""
-    descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=infos)
+    descriptor = os.open(f"/proc/{pid}/fdinfo/{name}", os.O_RDONLY | os.O_CLOEXEC)
     try:
         position, flags, _ = os.read(descriptor, _FDINFO_BYTES).split(b"\n", 2)
     finally:
@@ -131,9 +117,8 @@ def _fdinfo(name: str, infos: int) -> tuple[int, int]:
     return int(position[4:]), int(flags[6:], 8)
 
 
-def _whole_fdinfo(name: str, infos: int) -> bytes:
-    with os.fdopen(os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=infos), "rb") as file:
-        return file.read()
+def _whole_fdinfo(pid: int, name: str) -> bytes:
+    return read_file(f"/proc/{pid}/fdinfo/{name}") or b""
 
 
 def _with_watches(found: list[Descriptor], watched: dict[int, bytes]) -> list[Descriptor]:
@@ -155,18 +140,28 @@ def _with_watches(found: list[Descriptor], watched: dict[int, bytes]) -> list[De
 
 
 def _descriptor(pid: int, entry: _Entry, table: Table) -> Descriptor:
-    fd, link, device, inode, kind, names, flags, offset = entry
+    name, link, status, (offset, flags) = entry
+    fd = int(name)
+    if status is None:
+        if link.startswith(_PIPE):
+            return Descriptor(fd, "pipe", link, _device_of_pipes(), int(link[len(_PIPE) : -1]), flags, offset)
+        return _socket(pid, fd, link, flags, offset, table)
+    mode, inode, device, names = status[:4]
+    kind = _kind(mode, link)
     deleted = link.endswith(_DELETED) and (names == 0 or _is_deleted(pid, link, device, inode))
     if deleted:
         link = link.removesuffix(_DELETED)
     target = link if link.isascii() else text(os.fsencode(link))
-    if kind != "socket":
-        return Descriptor(fd, kind, target, device, inode, flags, offset, deleted)
-    if inode in table:
-        kind, state, local, peer, *_ = table[inode]
-        return Descriptor(fd, kind, target, device, inode, flags, offset, False, state, local, peer)
+    return Descriptor(fd, kind, target, device, inode, flags, offset, deleted)
+
+
+def _socket(pid: int, fd: int, link: str, flags: int, offset: int, table: Table) -> Descriptor:
+    device, inode = _device_of_sockets(), int(link[len(_SOCKET) : -1])
+    if (known := table.get(inode)) is not None:
+        state, local, peer = known.state, known.local, known.peer
+        return Descriptor(fd, known.kind, link, device, inode, flags, offset, False, state, local, peer)
     kind, state = _unlisted_socket(pid, fd)
-    return Descriptor(fd, kind, target, device, inode, flags, offset, False, state)
+    return Descriptor(fd, kind, link, device, inode, flags, offset, False, state)
 
 
 def _is_deleted(pid: int, link: str, device: int, inode: int) -> bool:
@@ -182,24 +177,19 @@ def _is_deleted(pid: int, link: str, device: int, inode: int) -> bool:
     return (found.st_dev, found.st_ino) != (device, inode)
 
 
-def _kind(mode: int, target: str) -> str:
-    """A kind of `Descriptor`, or "socket", which the socket tables know more of."""
-    if stat.S_ISREG(mode) and target.startswith("/") and not target.startswith("/memfd:"):
-        return "file"
-    if target.startswith(("anon_inode:", "pidfd:")):
-        word = target.removeprefix("anon_inode:").strip("[]").partition(":")[0]
+def _kind(mode: int, link: str) -> str:
+    if stat.S_ISREG(mode) and link[0] == "/":
+        return "memfd" if link.startswith("/memfd:") else "file"
+    if link.startswith(("anon_inode:", "pidfd:")):
+        word = link.removeprefix("anon_inode:").strip("[]").partition(":")[0]
         return word if word in _ANONYMOUS_KINDS else "other"
-    if target.startswith("/memfd:"):
-        return "memfd"
-    if stat.S_ISSOCK(mode) and target.startswith("socket:"):
-        return "socket"
     if stat.S_ISFIFO(mode):
         return "pipe"
     if stat.S_ISDIR(mode):
         return "directory"
     if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
         return "device"
-    if stat.S_ISREG(mode) and target.startswith("(unreachable)"):
+    if stat.S_ISREG(mode) and link.startswith("(unreachable)"):
         return "file"
     return "other"
 

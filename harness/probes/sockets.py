@@ -14,17 +14,19 @@ import socket
 import struct
 import sys
 from collections.abc import Iterator, Mapping, Set
-from typing import NamedTuple
+from functools import lru_cache
+
+import msgspec
 
 from harness.probes.processes import read_file, text
 
 _HEADER = struct.Struct("=IHHII")  # struct nlmsghdr: length, type, flags, sequence, port; netlink(7)
+_REPLY_HEADER = struct.Struct("=IH10x")  # the same, of which only these matter
 _INET_REQUEST = struct.Struct("=BBBxI48x")  # struct inet_diag_req_v2: family, protocol, extensions, states, socket id
-_INET_REPLY = struct.Struct(">BBxxHH16s16s")  # struct inet_diag_msg: family, state, ports, addresses, …
-_INET_REPLY_TAIL = struct.Struct("=IIII")  # … receive queue, send queue, uid, inode; these in the machine's byte order
-_INET_REPLY_TAIL_AT = 56
+# struct inet_diag_msg: state, ports (in network order), addresses, receive queue, send queue, inode.
+_INET_REPLY = struct.Struct("=xBxxHH16s16s16xII4xI")
 _UNIX_REQUEST = struct.Struct("=BBxxIIII4x")  # struct unix_diag_req: family, protocol, states, inode, show, cookie
-_UNIX_REPLY = struct.Struct("=BBBxIII")  # struct unix_diag_msg: family, type, state, inode, cookie
+_UNIX_REPLY = struct.Struct("=xxBxI8x")  # struct unix_diag_msg: state, inode
 _ATTRIBUTE = struct.Struct("=HH")  # struct nlattr: length, type
 _U32, _TWO_U32 = struct.Struct("=I"), struct.Struct("=II")
 
@@ -56,7 +58,7 @@ _UNIX_STATES = {1: "CONNECTED", 7: "UNCONNECTED", _LISTEN: "LISTEN"}  # unix(7) 
 _ACCEPTS = 0x10000  # __SO_ACCEPTCON in the flags of /proc/net/unix
 
 
-class Socket(NamedTuple):
+class Socket(msgspec.Struct, frozen=True, gc=False):
     kind: str  # tcp udp unix
     state: str  # of TCP, or CONNECTED UNCONNECTED LISTEN of a unix socket; empty for udp
     local: str = ""  # address:port, or a unix socket's path (@ for the abstract namespace)
@@ -72,42 +74,46 @@ class SocketTables:
     """The tables of as many network namespaces as the asked-for processes live in, each read when first needed."""
 
     def __init__(self) -> None:
-        self._tables: dict[int, Table] = {}
+        self._tables: dict[int, dict[int, Socket]] = {}
         self._own_namespace = os.stat("/proc/self/ns/net").st_ino
 
     def of(self, pid: int, inodes: Set[int]) -> Table:
         """The table for a process that holds these socket inodes. Empty when the process is gone.
 
-        A table that lacks one of them is read anew: the socket may be younger than the table. Raises PermissionError.
+        What a table lacks is asked for anew: the socket may be younger than the table. Raises PermissionError.
         """
         try:
             namespace = os.stat(f"/proc/{pid}/ns/net").st_ino
         except (FileNotFoundError, ProcessLookupError):
             return {}
-        table = self._tables.get(namespace)
-        if table is None or not inodes <= table.keys():
-            table = by_netlink(pid) if namespace == self._own_namespace else by_proc(pid)
-            self._tables[namespace] = table
+        table = self._tables.setdefault(namespace, {})
+        if not inodes <= table.keys():
+            table.update(by_netlink(pid, inodes) if namespace == self._own_namespace else by_proc(pid))
         return table
 
 
-def by_netlink(fallback_pid: int) -> Table:
-    """The sockets of our own namespace. A family that the kernel refuses to dump is read from ``/proc`` instead."""
+def by_netlink(fallback_pid: int, wanted: Set[int] | None = None) -> Table:
+    """The sockets of our own namespace. A family that the kernel refuses to dump is read from ``/proc`` instead.
+
+    Where the `wanted` inodes are found before the last family, the others are not asked for.
+    """
     found: dict[int, Socket] = {}
     try:
         diag = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG)
     except OSError:
         return by_proc(fallback_pid)
     with diag:
-        for family, protocol, name in _INET:
-            try:
-                found.update(_dump_inet(diag, family, protocol))
-            except OSError:
-                found.update(_proc_inet(fallback_pid, family, protocol, name))
         try:
             found.update(_dump_unix(diag))
         except OSError:
             found.update(_proc_unix(fallback_pid))
+        for family, protocol, name in _INET:
+            if wanted is not None and wanted <= found.keys():
+                break
+            try:
+                found.update(_dump_inet(diag, family, protocol))
+            except OSError:
+                found.update(_proc_inet(fallback_pid, family, protocol, name))
     return found
 
 
@@ -131,29 +137,31 @@ _INET = (
 # ---- netlink
 
 
-def _dump(diag: socket.socket, request: bytes) -> Iterator[memoryview]:
-    """The payload of every answer. Raises OSError with the kernel's error number."""
+def _dump(diag: socket.socket, request: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Every answer, as bytes that hold it, and where in them its payload begins and ends.
+
+    Raises OSError with the kernel's error number.
+    """
     diag.send(_HEADER.pack(_HEADER.size + len(request), _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST_DUMP, 1, 0) + request)
     while True:
-        data = memoryview(diag.recv(_RECEIVE_BYTES))
-        while len(data) >= _HEADER.size:
-            length, kind, _, _, _ = _HEADER.unpack_from(data)
-            payload = data[_HEADER.size : length]
+        data, at = diag.recv(_RECEIVE_BYTES), 0
+        while at < len(data):
+            length, kind = _REPLY_HEADER.unpack_from(data, at)
             if kind == _NLMSG_DONE:
                 return
+            payload = at + _HEADER.size
             if kind == _NLMSG_ERROR:
-                number = -int.from_bytes(payload[:4], sys.byteorder, signed=True)
+                number = -int.from_bytes(data[payload : payload + 4], sys.byteorder, signed=True)
                 raise OSError(number, os.strerror(number))
-            yield payload
-            data = data[_aligned(length) :]
+            yield data, payload, at + length
+            at += _aligned(length)
 
 
 def _dump_inet(diag: socket.socket, family: int, protocol: int) -> Iterator[tuple[int, Socket]]:
-    for reply in _dump(diag, _INET_REQUEST.pack(family, protocol, 0, _OWNED_STATES)):
-        _, state, local_port, peer_port, local, peer = _INET_REPLY.unpack_from(reply)
-        receive_queue, send_queue, _, inode = _INET_REPLY_TAIL.unpack_from(reply, _INET_REPLY_TAIL_AT)
+    for data, at, _ in _dump(diag, _INET_REQUEST.pack(family, protocol, 0, _OWNED_STATES)):
+        state, local_port, peer_port, local, peer, receive_queue, send_queue, inode = _INET_REPLY.unpack_from(data, at)
         if inode:
-            ends = _address(family, local, local_port), _address(family, peer, peer_port)
+            ends = _address(family, local, socket.ntohs(local_port)), _address(family, peer, socket.ntohs(peer_port))
             yield inode, _inet_socket(protocol, state, *ends, receive_queue, send_queue)
 
 
@@ -161,26 +169,26 @@ def _dump_unix(diag: socket.socket) -> dict[int, Socket]:
     listed: list[tuple[int, int, str, int, int, int]] = []
     names: dict[int, str] = {}
     request = _UNIX_REQUEST.pack(socket.AF_UNIX, 0, 0xFFFFFFFF, 0, _UDIAG_SHOW_NAME_PEER_RQLEN, 0)
-    for reply in _dump(diag, request):
-        _, _, state, inode, _, _ = _UNIX_REPLY.unpack_from(reply)
+    for data, start, end in _dump(diag, request):
+        state, inode = _UNIX_REPLY.unpack_from(data, start)
         peer = receive_queue = send_queue = 0
         name = ""
-        at = _UNIX_REPLY.size
-        while at + _ATTRIBUTE.size <= len(reply):
-            length, kind = _ATTRIBUTE.unpack_from(reply, at)
+        at = start + _UNIX_REPLY.size
+        while at < end:
+            length, kind = _ATTRIBUTE.unpack_from(data, at)
+            value = at + _ATTRIBUTE.size
             if kind == _UNIX_DIAG_PEER:
-                (peer,) = _U32.unpack_from(reply, at + _ATTRIBUTE.size)
+                (peer,) = _U32.unpack_from(data, value)
             elif kind == _UNIX_DIAG_RQLEN:
-                receive_queue, send_queue = _TWO_U32.unpack_from(reply, at + _ATTRIBUTE.size)
+                receive_queue, send_queue = _TWO_U32.unpack_from(data, value)
             elif kind == _UNIX_DIAG_NAME:
-                name = _unix_name(bytes(reply[at + _ATTRIBUTE.size : at + length]))
+                names[inode] = name = _unix_name(data[value : at + length])
             at += _aligned(length)
-        names[inode] = name
         listed.append((inode, state, name, peer, receive_queue, 0 if state == _LISTEN else send_queue))
     return {
         inode: Socket(
             "unix",
-            _UNIX_STATES.get(state, str(state)),
+            _UNIX_STATES.get(state) or str(state),
             name,
             (names.get(peer) or f"socket:[{peer}]") if peer else "",
             receive_queue,
@@ -234,9 +242,10 @@ def _inet_socket(protocol: int, state: int, local: str, peer: str, receive_queue
         return Socket("udp", "", local, peer, receive_queue, send_queue)
     if state == _LISTEN:
         send_queue = 0  # netlink tells listen(2)'s backlog there
-    return Socket("tcp", TCP_STATES.get(state, str(state)), local, peer, receive_queue, send_queue)
+    return Socket("tcp", TCP_STATES.get(state) or str(state), local, peer, receive_queue, send_queue)
 
 
+@lru_cache(maxsize=4096)  # a connection's two ends name each other, and many its listener
 def _address(family: int, packed: bytes, port: int) -> str:
     """``127.0.0.1:25`` or ``[::1]:25``; empty for an end that has neither address nor port."""
     if port == 0 and not any(packed):

@@ -140,3 +140,35 @@ def test_a_directory_that_was_removed_is_deleted(tmp_path: Path) -> None:
         assert (found.kind, found.target, found.deleted) == ("directory", str(tmp_path / "gone"), True)
     finally:
         os.close(fd)
+
+
+def test_a_file_that_takes_the_place_of_another_is_another(tmp_path: Path) -> None:
+    """Same process, same number, same name: only the inode tells."""
+    name = tmp_path / "message"
+    fd = os.open(name, os.O_RDWR | os.O_CREAT)
+    try:
+        (before,) = [each for each in descriptors.read(os.getpid()) if each.fd == fd]
+        (tmp_path / "new").touch()
+        (tmp_path / "new").replace(name)
+        new = os.open(name, os.O_RDWR)
+        os.dup2(new, fd)
+        os.close(new)
+        (after,) = [each for each in descriptors.read(os.getpid()) if each.fd == fd]
+    finally:
+        os.close(fd)
+    assert (before.target, before.deleted) == (after.target, after.deleted) == (str(name), False)
+    assert before.inode != after.inode == name.stat().st_ino
+
+
+def test_a_socket_and_a_pipe_have_the_device_that_stat_tells() -> None:
+    ends = os.pipe()
+    one, other = socket.socketpair()
+    try:
+        held = (*ends, one.fileno(), other.fileno())
+        seen = {each.fd: (each.device, each.inode) for each in descriptors.read(os.getpid())}
+        assert [seen[fd] for fd in held] == [(os.fstat(fd).st_dev, os.fstat(fd).st_ino) for fd in held]
+    finally:
+        for end in ends:
+            os.close(end)
+        one.close()
+        other.close()

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -74,13 +75,27 @@ def test_netlink_and_proc_tell_the_same(family: socket.AddressFamily, host: str,
         for each in ours:
             found = netlink[inode(each)]
             if found.kind == "unix":  # of which /proc/net tells neither peer nor queues
-                found = found._replace(peer="", receive_queue=0, send_queue=0)
+                found = msgspec.structs.replace(found, peer="", receive_queue=0, send_queue=0)
             assert found == proc[inode(each)]
         assert netlink[inode(listener)].receive_queue == 1
         assert netlink[inode(client)].peer == netlink[inode(listener)].local
         assert netlink[inode(talker)].peer == netlink[inode(udp)].local
         assert netlink[inode(caller)].peer == netlink[inode(server)].local == str(tmp_path / "a name")
         assert netlink[inode(one)].peer == f"socket:[{inode(other)}]"
+
+
+def test_the_kernel_is_asked_until_all_that_is_wanted_is_found() -> None:
+    one, other = socket.socketpair()
+    with one, other, socket.create_server(("127.0.0.1", 0)) as listener, socket.socket(type=socket.SOCK_DGRAM) as udp:
+        udp.bind(("127.0.0.1", 0))
+        unix = sockets.by_netlink(ME, {inode(one), inode(other)})
+        assert inode(one) in unix
+        assert inode(listener) not in unix
+        assert {inode(one), inode(listener), inode(udp)} <= sockets.by_netlink(ME, {inode(udp)}).keys()
+        tables = sockets.SocketTables()
+        assert tables.of(ME, {inode(one)})[inode(one)].kind == "unix"
+        assert tables.of(ME, {inode(udp)})[inode(udp)].kind == "udp"
+        assert tables.of(ME, {inode(one), inode(listener)})[inode(listener)].state == "LISTEN"
 
 
 def test_unread_and_unsent_bytes_are_counted() -> None:
