@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from harness.score import outcome
-from harness.score.cases import Case, cases
+from harness.score.cases import Case, cases, haste
 from mta_under_test import defects
 from reports.record import Finding, RunRecord, TargetInfo
 from reports.score import Row
@@ -67,10 +67,12 @@ def test_a_leak_that_is_not_found_is_no_pass_and_an_accused_innocent_neither() -
     assert not outcome.failed(clean, "no port", 1.0).is_passed
 
 
-def test_the_glob_chooses_defects_and_twins_and_the_long_ones_come_first() -> None:
+def test_the_glob_chooses_defects_and_twins_and_the_long_ones_are_run_first() -> None:
     everything = cases(defects.every().values(), ["accepted", "connect-quit"], clean=2)
     names = [case.name for case in everything]
     assert {"transfer-fd-leak", "clean accepted 1", "clean connect-quit 2"} <= set(names)
-    assert names.index("relay-object-leak") < names.index("transfer-fd-leak")
+    first = [case.name for case in sorted(everything, key=haste)]
+    assert first.index("rarely-left-lock") < first.index("relay-object-leak") < first.index("transfer-fd-leak")
+    assert first.index("clean connect-quit 2") < first.index("transfer-fd-leak")
     assert [case.name for case in cases([LEAK], ["accepted"], only="clean *")] == ["clean accepted 1"]
     assert [case.name for case in cases([LEAK], ["accepted"], only="transfer-*")] == ["transfer-fd-leak"]
