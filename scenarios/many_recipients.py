@@ -1,4 +1,4 @@
-"""many-recipients: messages to twenty and to a hundred recipients, some of whom the target and some of whom the remote MX refuses.
+"""many-recipients: messages to twenty and to a hundred recipients; target and remote MX refuse some of them.
 
 seatbelt run many-recipients
 locust -f scenarios/many_recipients.py --host smtp://127.0.0.1:2525 --headless -u 5 -t 10s
@@ -37,7 +37,7 @@ def session(random: Random, units: int) -> SessionPlan:
 
 SCENARIO = Scenario(
     name="many-recipients",
-    story="Messages to twenty and to a hundred recipients: some are delivered, some refused here, some refused far away.",
+    story="Messages to twenty and to a hundred recipients: some are delivered, some refused here, some far away.",
     unit="message",
     session=session,
     units_per_session=2,
