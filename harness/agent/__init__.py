@@ -27,6 +27,10 @@ SIGNAL = signal.SIGRTMIN + 7  # glibc keeps the first two real-time signals; nob
 DIRECTORY_VARIABLE = "SEATBELT_AGENT_DIR"
 SIGNAL_VARIABLE = "SEATBELT_AGENT_SIGNAL"
 TRACE_VARIABLE = "SEATBELT_AGENT_TRACE"
+TUNABLES_VARIABLE = "GLIBC_TUNABLES"
+# mallinfo(3) takes for used what glibc keeps of freed blocks for each thread, up to seven of each size. While that
+# fills up, a process that keeps nothing grows by some 64 bytes each time it is asked, and by more for what it does.
+TCACHE = "glibc.malloc.tcache_count"
 
 _INJECT = Path(__file__).resolve().parent / "inject"
 
@@ -38,9 +42,13 @@ def environment(directory: Path, base: Mapping[str, str] = os.environ, *, traced
     `traced`: where things are made is remembered too (`inject/tracer.py`), which makes the target several times slower.
     """
     rest = base.get("PYTHONPATH", "")
+    tunables = base.get(TUNABLES_VARIABLE, "")
+    if TCACHE not in tunables:
+        tunables = ":".join(filter(None, (tunables, f"{TCACHE}=0")))
     return {
         **base,
         "PYTHONPATH": f"{_INJECT}{os.pathsep}{rest}" if rest else str(_INJECT),
+        TUNABLES_VARIABLE: tunables,
         DIRECTORY_VARIABLE: str(directory.resolve()),
         SIGNAL_VARIABLE: str(int(SIGNAL)),
         **({TRACE_VARIABLE: "1"} if traced else {}),
