@@ -87,18 +87,19 @@ class Experiment:
             dosing.give(step)
             if step.phase == "warm-up":
                 self._check_early()
-        if not self._design.judges_memory or self._is_proven():
+        if not self._design.judges_memory or self._is_proven(verdict.judge(record)):
             return
         for number in range(profile.rounds):
             dosing.units_planned += plan.units_of_round_0 << number
             for step in plan.memory_round(number):
                 dosing.give(step)
-            if verdict.decided(record) or self._is_proven():
+            judged = verdict.judge(record)
+            if judged.decided or self._is_proven(judged):
                 return
 
-    def _is_proven(self) -> bool:
+    def _is_proven(self, judged: verdict.Judged) -> bool:
         """A quick run is over when something was found, whatever else is still in doubt."""
-        return self._design.options.profile.stop_at_finding and bool(verdict.judge(self._record).findings)
+        return self._design.options.profile.stop_at_finding and bool(judged.findings)
 
     def _check_early(self) -> None:
         """A warm-up whose sessions were hopelessly short need not be followed by a whole run of the same."""

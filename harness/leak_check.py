@@ -130,7 +130,7 @@ class LeakCheck:
         for number in range(self._profile.rounds):
             for step in self._plan.memory_round(number):
                 yield from self._given(kept, step)
-            if verdict.decided(self._so_far(kept)):
+            if verdict.judge(self._so_far(kept)).decided:
                 return
 
     def _given(self, kept: _Kept, step: Step) -> Iterator[Step]:

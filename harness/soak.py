@@ -165,7 +165,7 @@ class Soak:
                 continue
             if step.phase == "count" and self._profile.stop_at_finding and verdict.judge(record).findings:
                 return
-            if step.phase == "memory" and verdict.decided(record):
+            if step.phase == "memory" and verdict.judge(record).decided:
                 return
 
     def _dose(self, record: RunRecord, step: Step, done: int, planned: int) -> None:

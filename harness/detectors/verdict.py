@@ -26,23 +26,26 @@ class Judged:
     findings: list[Finding] = field(default_factory=list)
     tested: list[Tested] = field(default_factory=list)
     reasons: list[str] = field(default_factory=list)  # why inconclusive, one sentence each; empty otherwise
+    decided: bool = True  # another memory round could not change the verdict
 
 
 def judge(record: RunRecord) -> Judged:
     """The verdict on what has been recorded so far. Pure: the same record gives the same verdict.
 
     Any finding makes it "leak"; else any reason not to trust the run makes it "inconclusive": work that was promised
-    and not done, an interrupt, a broken load, what the probe could not see, memory that could not be decided.
+    and not done, an interrupt, a broken load, what the probe could not see, memory that could not be decided. What is
+    counted may be in doubt as long as there are rounds, because its evidence holds at any time.
     """
     kept = identities.judge(record)
     counters = balance.judge(record)
     memory = growth.judge(record)
     findings = invariants.judge(record) + kept.findings + counters.findings + memory.findings + footprint.judge(record)
     tested = kept.tested + counters.tested + memory.tested
+    decided = kept.decided and counters.decided and memory.decided
     if findings:
-        return Judged("leak", findings, tested)
+        return Judged("leak", findings, tested, decided=decided)
     reasons = _untrustworthy(record) + memory.reasons
-    return Judged("inconclusive" if reasons else "clean", [], tested, reasons)
+    return Judged("inconclusive" if reasons else "clean", [], tested, reasons, decided)
 
 
 def conclude(record: RunRecord) -> None:
@@ -50,13 +53,6 @@ def conclude(record: RunRecord) -> None:
     judged = judge(record)
     record.verdict, record.findings = judged.verdict, judged.findings
     record.tested, record.reasons = judged.tested, judged.reasons
-
-
-def decided(record: RunRecord) -> bool:
-    """Whether another memory round could not change the verdict: for memory, and for what is counted, which may go on
-    as long as it is in doubt because its evidence holds at any time.
-    """
-    return growth.judge(record).decided and identities.judge(record).decided and balance.judge(record).decided
 
 
 def _untrustworthy(record: RunRecord) -> list[str]:

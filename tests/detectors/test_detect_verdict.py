@@ -128,12 +128,12 @@ def test_owed_mail_does_not_spoil_the_run() -> None:
 
 
 def test_a_run_goes_on_while_memory_or_the_counts_are_in_doubt() -> None:
-    assert verdict.decided(with_memory())
-    assert not verdict.decided(with_memory(objects=3.0, units=(20,)))
+    assert verdict.judge(with_memory()).decided
+    assert not verdict.judge(with_memory(objects=3.0, units=(20,))).decided
     doubt = record_of(world(0.04))
     assert growth.decided(doubt)
     assert not verdict.judge(doubt).findings
-    assert not verdict.decided(doubt)
+    assert not verdict.judge(doubt).decided
 
 
 def test_a_leak_of_one_in_fifty_is_found_by_going_on_while_in_doubt() -> None:
@@ -143,7 +143,7 @@ def test_a_leak_of_one_in_fifty_is_found_by_going_on_while_in_doubt() -> None:
         leaky = World(np.random.default_rng(seed), leak=0.02)
         record = record_of(leaky, rounds=(20,))
         for number in (1, 2):
-            if verdict.decided(record):
+            if verdict.judge(record).decided:
                 break
             units = 20 << number
             for _ in range(16):
