@@ -49,17 +49,16 @@ class Dosing:
         """
         record, clock, subject, spare = self._record, self._stand.clock, self._stand.subject, self._stand.spare
         number = len(record.doses)
-        dose = Dose(phase=step.phase, round=step.round, began=clock())
         label = {"warm-up": "warming up", "count": "dose", "memory": f"memory round {step.round + 1}"}[step.phase]
         self.tell(f"{label}: {step.units} x {self._design.scenario.unit}")
-        tallies = self._load(number, step.units)
-        given = sum(tally.units for tally in tallies)
-        dose.units = given - given // spare if spare else given
-        if not given:  # it was cut short before it had begun
-            if tallies[-1].last:
+        given = 0
+        while not given:  # again, as long as the load is cut short before it has begun
+            dose = Dose(phase=step.phase, round=step.round, began=clock())
+            tallies = self._load(number, step.units)
+            given = sum(tally.units for tally in tallies)
+            if not given and tallies[-1].last:
                 raise Over
-            self.give(step)
-            return
+        dose.units = given - given // spare if spare else given
         dose.ended = clock()
         rest = self._rest if self._rest.busy else subject.wait(work=given)
         dose.drained_s = clock() - dose.ended
