@@ -69,13 +69,13 @@ class Gauge:
 def judge(record: RunRecord) -> Judged:
     """Every gauge. Empty when the target has none, or when fewer than two doses ended in rest."""
     judged = rests(record)
-    units = judged.pool_units()
+    pools = judged.pools()
     seen = list(gauges(judged))
-    if not seen or len(units) < 2 or judged.units == 0:
+    if not seen or len(pools) < 2 or judged.units == 0:
         return Judged(decided=not seen)
     tests = 2 * len(seen)
     log_threshold = math.log(tests / (record.judgement.alpha * ALPHA_SHARE))
-    visible = smallest_visible(units, log_threshold)
+    visible = smallest_visible(pools, log_threshold)
     findings: list[Finding] = []
     tested: list[Tested] = []
     decided = True
@@ -83,7 +83,7 @@ def judge(record: RunRecord) -> Judged:
         verdicts: list[bool] = []
         for direction in ("up", "down"):
             moved = gauge.lasting(direction)
-            log_e = log_evidence(judged.pooled(moved), units)
+            log_e = log_evidence(judged.pooled(moved), pools)
             certain = _certain(gauge, direction)
             leaks = certain or log_e >= log_threshold
             verdicts.append(leaks)

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from harness.detectors.evidence import Pool
 from reports.record import Phase, RunRecord, Snapshot
 
+ONE_SIZE = 1.5  # below it; the next size is twice as large
 POOL_DOSES = 8  # doses of a memory round that count as one when identities are judged
 
 
@@ -36,16 +38,28 @@ class Rests:
     def units(self) -> int:
         return sum(rest.units for rest in self.judged)
 
-    def pool_units(self) -> list[int]:
-        """Units of work pool by pool."""
-        return list(self.pooled([rest.units for rest in self.judged]))
+    def pools(self) -> list[Pool]:
+        """What `pooled` adds up, in the same order. Neighbours of one size in the count phase share one grant."""
+        counted = {rest.pool for rest in self.judged if rest.phase == "count"}
+        found: list[list[int]] = []  # units of pools that share
+        before: tuple[int, ...] | None = None
+        for pool, units in self._sums([rest.units for rest in self.judged]).items():
+            if pool in counted and before in counted and _of_one_size(found[-1][0], units):
+                found[-1].append(units)
+            else:
+                found.append([units])
+            before = pool
+        return [Pool(units, 1 / len(sharing)) for sharing in found for units in sharing]
 
     def pooled(self, by_rest: list[int]) -> list[int]:
         """A number for each judged rest, added up pool by pool."""
+        return list(self._sums(by_rest).values())
+
+    def _sums(self, by_rest: list[int]) -> dict[tuple[int, ...], int]:
         sums: dict[tuple[int, ...], int] = {}
         for rest, value in zip(self.judged, by_rest, strict=True):
             sums[rest.pool] = sums.get(rest.pool, 0) + value
-        return list(sums.values())
+        return sums
 
 
 def rests(record: RunRecord) -> Rests:
@@ -76,3 +90,8 @@ def rests(record: RunRecord) -> Rests:
             judged.append(Rest(index, dose.units + carried_units, pool, dose.phase, dose.snapshot))
             carried_units = 0
     return Rests(baseline or Snapshot(), judged)
+
+
+def _of_one_size(units: int, others: int) -> bool:
+    """The load may give a little more or less than was planned."""
+    return max(units, others) < ONE_SIZE * min(units, others)

@@ -63,8 +63,8 @@ def _untrustworthy(record: RunRecord) -> list[str]:
     if record.doses or not record.was_interrupted:  # else nobody had the time to keep a promise
         reasons += [_broken(promise) for promise in record.promises if promise.measured < promise.at_least]
     judged = rests(record)
-    if len(judged.pool_units()) < LEAST_DOSES:
-        reasons.append(f"{len(judged.pool_units())} doses were judged; a leak needs {LEAST_DOSES} to show")
+    if len(judged.pools()) < LEAST_DOSES:
+        reasons.append(f"{len(judged.pools())} doses were judged; a leak needs {LEAST_DOSES} to show")
     elif judged.units == 0:
         reasons.append(f"the judged doses did no work: not one {record.judgement.unit}")
     elif not any(rest.snapshot.processes for rest in judged.judged):

@@ -23,6 +23,7 @@ from reports.record import (
 
 ROLES = ("parent", "control", "lookup", "queue", "scheduler", "smtp", "transfer", "delivery")
 COUNT_DOSES = (20, 40, 80, 160)
+STANDARD_DOSES = (20, 40) + (80,) * 7
 UNIT = "refused message"
 Random = np.random.Generator
 
@@ -68,12 +69,14 @@ class World:
     lazy: bool = False  # three one-off opens that stay, mostly early
     pool: bool = False  # up to four keep-alive connections at every rest, new ones each time
     logs: bool = False  # three log files, each opened anew (and the old one closed) at some of the rests
+    cache: float = 0.0  # files that a cache opens and keeps each time that the work has doubled: ever more slowly
     make: Callable[[int, int], Descriptor] = message_file
     role: str = "transfer"
     _kept: list[Descriptor] = field(default_factory=list)
     _lazy_doses: list[int] = field(default_factory=list)
     _log_generation: list[int] = field(default_factory=lambda: [0, 0, 0])
     _number: int = 0
+    _work: int = 0
 
     def __post_init__(self) -> None:
         if self.lazy:
@@ -87,7 +90,9 @@ class World:
         """Dose number `dose` from 0 (judged or not), and the rest after it."""
         kept = int(self.random.binomial(units, self.leak)) if self.leak < 1 else int(self.leak * units)
         self._kept += [self.make(100 + self._number, self.fresh()) for _ in range(kept)]
-        for _ in range(self._lazy_doses.count(dose)):
+        self._work += units
+        doublings = np.log2(self._work / (self._work - units)) if self._work > units else 0.0  # the first is warm-up
+        for _ in range(self._lazy_doses.count(dose) + int(self.random.poisson(self.cache * doublings))):
             number = self.fresh()
             self._kept.append(Descriptor(100 + number, "file", f"/etc/lazy{number}", device=8, inode=900_000 + number))
         lingering = int(self.random.binomial(4, 0.3)) if self.pool else 0

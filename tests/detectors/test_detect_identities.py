@@ -6,7 +6,17 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from detector_worlds import COUNT_DOSES, UNIT, World, blank, connection, idle_process, message_file, record_of
+from detector_worlds import (
+    COUNT_DOSES,
+    STANDARD_DOSES,
+    UNIT,
+    World,
+    blank,
+    connection,
+    idle_process,
+    message_file,
+    record_of,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -47,12 +57,20 @@ def holding(descriptors: list[list[Descriptor]], pids: list[int] | None = None) 
 # ---- error rates
 
 
-WORLDS = [{}, {"lazy": True}, {"pool": True}, {"logs": True}, {"lazy": True, "pool": True, "logs": True}]
+WORLDS: list[dict[str, Any]] = [
+    {},
+    {"lazy": True},
+    {"pool": True},
+    {"logs": True},
+    {"cache": 0.25},
+    {"lazy": True, "pool": True, "logs": True},
+]
 
 
+@pytest.mark.parametrize("doses", [COUNT_DOSES, STANDARD_DOSES], ids=["quick", "standard"])
 @pytest.mark.parametrize("what", WORLDS, ids=lambda what: " ".join(what) or "quiet")
-def test_leak_free_worlds_give_no_false_alarm(what: dict[str, bool]) -> None:
-    alarms = sum(bool(findings(record_of(world(seed, **what)))) for seed in range(NULL_RUNS))
+def test_leak_free_worlds_give_no_false_alarm(what: dict[str, Any], doses: tuple[int, ...]) -> None:
+    alarms = sum(bool(findings(record_of(world(seed, **what), doses))) for seed in range(NULL_RUNS))
     # alpha / 2 = 0.005 for this family: two in 60 would have a chance of 4 in 100.
     assert alarms <= 1
 
@@ -74,6 +92,15 @@ def test_power(leak: float, rounds: tuple[int, ...], least: float, messy: bool) 
         leaks = findings(record_of(world(seed, leak=leak, lazy=messy, pool=messy, logs=messy), rounds=rounds))
         found += [finding.label for finding in leaks] == ["message file (deleted)"]
     assert found >= least * runs
+
+
+@pytest.mark.parametrize("messy", [False, True])
+def test_one_in_fifty_is_proven_by_the_620_units_of_the_standard_profile(messy: bool) -> None:
+    found = 0
+    for seed in range(POWER_RUNS):
+        leaks = findings(record_of(world(seed, leak=0.02, lazy=messy, pool=messy, logs=messy), STANDARD_DOSES))
+        found += [finding.label for finding in leaks] == ["message file (deleted)"]
+    assert found >= 0.9 * POWER_RUNS
 
 
 @given(st.lists(st.integers(0, 30), min_size=5, max_size=5), st.integers(0, 30))

@@ -130,7 +130,7 @@ def test_owed_mail_does_not_spoil_the_run() -> None:
 def test_a_run_goes_on_while_memory_or_the_counts_are_in_doubt() -> None:
     assert verdict.judge(with_memory()).decided
     assert not verdict.judge(with_memory(objects=3.0, units=(20,))).decided
-    doubt = record_of(world(0.04))
+    doubt = record_of(world(0.02))
     assert growth.decided(doubt)
     assert not verdict.judge(doubt).findings
     assert not verdict.judge(doubt).decided
