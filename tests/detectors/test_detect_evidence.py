@@ -46,6 +46,17 @@ def test_one_burst_of_any_size_is_no_evidence(units: list[int], where: int, size
     assert log_evidence(survivors, [Pool(each) for each in units]) <= 0
 
 
+@pytest.mark.parametrize(("births", "at_most"), [(0.25, 0.002), (1.0, 0.08)])
+def test_what_a_cache_without_end_risks(births: float, at_most: float) -> None:
+    """`births` that stay each time that the work has doubled are more than is granted; seen: 1 in 10,000, and 0.057."""
+    random = np.random.default_rng(5)
+    work = 40 + np.cumsum([0, *(pool.units for pool in STANDARD)])
+    expected = births * np.diff(np.log2(work))
+    columns = [random.poisson(expected).tolist() for _ in range(2000)]
+    alarms = sum(log_evidence(column, STANDARD) >= math.log(117 / 0.004) for column in columns)
+    assert alarms <= at_most * len(columns)
+
+
 def test_a_leak_of_one_a_unit_is_overwhelming() -> None:
     assert log_evidence([19, 38, 76, 152], DOSES) > math.log(1e20)
 
