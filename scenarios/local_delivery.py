@@ -32,7 +32,7 @@ SCENARIO = Scenario(
     session=session,
     units_per_session=5,
     needs=("local",),
-    first_dose=20,
+    first_dose=10,
     promises=(Promise("delivered", 120, advice="see in the target's log why mail was not delivered"),),
 )
 
