@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 
 import pytest
+
+# A shell that starts the tests in the background has SIGINT ignored in them, and some tests interrupt themselves.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Reasons (their beginnings) for which a test may be skipped in CI: what no package brings, and a container may lack.
 EXPECTED_SKIPS: tuple[str, ...] = (

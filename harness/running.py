@@ -5,6 +5,9 @@ Owns: the run's directory. Never: decides what a run does (`experiment`), judges
 
 from __future__ import annotations
 
+# Before an interrupt leaves a record. The target's module needs asyncio, and so does the report: when its import is
+# broken off by Ctrl-C, Python cannot make it again.
+import asyncio  # noqa: F401
 import shlex
 import sys
 from collections.abc import Callable
