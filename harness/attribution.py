@@ -40,7 +40,7 @@ DIRECTORY = "traced"  # of the second run, in the first one's
 EXPECTED = 8  # instances of what was found, in the traced doses
 EXPECTED_OBJECTS = 100  # where it is memory: one finding is many objects, and not all of them are seen being made
 MOST_UNITS = 1500  # of a traced dose, however rare the finding is
-FEWER = 2  # times fewer units than its first dose has may show an object that is made for each of them
+LEAST_PART = 2  # of a first dose, in a traced dose, however many objects each unit makes: not every session leaks
 PART = 16  # of the first run's units, in a traced dose, where each object is traced, which is several times slower
 DOSES = 2  # after the warm-up: what grows in each of them is what keeps growing
 MOST_SITES = 3  # of memory
@@ -126,7 +126,7 @@ class SecondLook:
         if finding.resource != "memory":
             return max(least, min(MOST_UNITS, math.ceil(EXPECTED / DOSES / finding.rate)))
         if finding.kind == growth.OBJECTS.name:  # its rate says how few units are enough
-            least = max(1, least // FEWER)
+            least = max(1, least // LEAST_PART)
         return max(least, min(self._most_units, math.ceil(EXPECTED_OBJECTS / DOSES / finding.rate)))
 
 
