@@ -1,4 +1,4 @@
-"""many-recipients: messages to twenty and to a hundred recipients; target and remote MX refuse some of them.
+"""many-recipients: messages to three, ten, thirty and a hundred recipients; target and remote MX refuse some of them.
 
 seatbelt run many-recipients
 locust -f scenarios/many_recipients.py --host smtp://127.0.0.1:2525 --headless -u 5 -t 10s
@@ -20,7 +20,7 @@ from harness.scenario import (
 )
 from reports.record import Promise
 
-SIZES = (20, 100)  # in turns; so many every server takes (RFC 5321, 4.5.3.1.8)
+SIZES = (3, 10, 30, 100)  # in turns; a hundred every server takes (RFC 5321, 4.5.3.1.8)
 
 
 def session(random: Random, units: int) -> SessionPlan:
@@ -37,11 +37,11 @@ def session(random: Random, units: int) -> SessionPlan:
 
 SCENARIO = Scenario(
     name="many-recipients",
-    story="Messages to twenty and to a hundred recipients: some are delivered, some refused here, some far away.",
+    story="Messages to 3, 10, 30 and 100 recipients: some are delivered, some refused here, some far away.",
     unit="message",
     session=session,
-    units_per_session=2,
-    first_dose=8,
+    units_per_session=4,
+    first_dose=12,
     refuses=f"rcpt@{REFUSED_DOMAIN}=550",
     promises=(Promise("delivered", 60, advice="see in the target's log why mail was not delivered"),),
 )

@@ -341,3 +341,43 @@ def test_a_buffer_that_grows_is_seen_in_the_heap_and_adds_no_object(tmp_path: Pa
         after = probe.ask(tmp_path, [process.pid]).readings[process.pid]
     assert 900_000 <= after.heap - before.heap <= 1_300_000  # a bytearray keeps an eighth in reserve
     assert abs(after.blocks - before.blocks) <= 10  # a signal between two lines leaves a few behind, now and then
+
+
+# Once so many callbacks wait at once, once so many names come and go; both times for nothing that is kept.
+HIGH_WATER = """
+import asyncio, sys
+{policy}
+async def main():
+    loop = asyncio.get_running_loop()
+    stdin = asyncio.StreamReader()
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(stdin), sys.stdin)
+    print(flush=True)
+    while await stdin.readline():
+        for _ in range(200):
+            loop.call_soon(id, None)
+            loop.call_later(0, id, None)
+        for number in range(20_000 if sys.version_info < (3, 12) else 0):  # later ones keep them for ever
+            sys.intern(f"name {{number}}")
+        await asyncio.sleep(0.05)
+        print(flush=True)
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("policy", ["", "import uvloop; uvloop.install()"])
+def test_a_high_water_mark_of_python_or_uvloop_is_no_growth(tmp_path: Path, policy: str) -> None:
+    with python("-c", HIGH_WATER.format(policy=policy), env=agent.environment(tmp_path)) as process:
+        assert process.stdin is not None
+        readings = []
+        line(process)
+        probe.ask(tmp_path, [process.pid])
+        for _ in range(3):
+            readings.append(probe.ask(tmp_path, [process.pid]).readings[process.pid])
+            process.stdin.write("go\n")
+            process.stdin.flush()
+            line(process)
+        readings.append(probe.ask(tmp_path, [process.pid]).readings[process.pid])
+    blocks, heap = [each.blocks for each in readings], [each.heap for each in readings]
+    assert max(blocks[1:]) - min(blocks[1:]) <= 10, blocks
+    assert blocks[1] - blocks[0] <= 60, blocks  # uvloop would keep 200 handles of each of two kinds
+    assert max(heap) - min(heap) <= 20_000, heap  # the table of interned strings takes 500,000 more

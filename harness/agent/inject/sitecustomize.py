@@ -20,6 +20,10 @@ import signal
 import sys
 from collections.abc import Callable
 
+UVLOOP_KEEPS = 250  # DEFAULT_FREELIST_SIZE
+MOST_INTERNED = 50000
+INTERNED_AT_ONCE = 500
+
 
 class _Agent:
     def __init__(self, directory: str, number: int, tell: Callable[[bool], bytes] | None = None) -> None:
@@ -27,6 +31,7 @@ class _Agent:
         self._tell = tell  # the tracer's, in a traced run
         self._number = number
         self._heap = _heap_meter()
+        self._filled = False  # what Python and uvloop keep for later
         self._answering = False
         self._kept = -1  # a descriptor of the directory, once its path may be out of reach
         self._kept_identity = (0, 0)
@@ -95,6 +100,11 @@ class _Agent:
         request, *only = _read("request" if kept is not None else self._directory + "/request", kept).split()
         if request == self._answered:
             return
+        if not self._filled:
+            self._filled = True
+            _fill_uvloop()
+            if self._heap is not None and sys.version_info < (3, 12):  # from then on such strings are there for ever
+                _fill_interned(self._heap)
         if gc.isenabled():  # a target that switched the collector off keeps its cycles: they are its own to free
             gc.collect()
             gc.collect()  # finalizers of the first round may have let more go
@@ -133,6 +143,39 @@ def _census() -> tuple[int, int, int]:
         elif kind.__name__ == "TimerHandle" and kind.__module__ in ("asyncio.events", "uvloop.loop"):
             timers += not one.cancelled()
     return len(objects), tasks, timers
+
+
+def _fill_uvloop() -> None:
+    """Make uvloop keep as many handles as it ever will.
+
+    It frees none of its first 250 of each kind, but keeps them for the next ones; a process that has more callbacks
+    waiting at once than ever before would seem to grow by what is only its high-water mark.
+    """
+    loop = asyncio._get_running_loop() if (asyncio := sys.modules.get("asyncio")) is not None else None
+    if type(loop).__module__ == "uvloop":
+        timers = [loop.call_later(3600, _nothing) for _ in range(UVLOOP_KEEPS)]
+        for timer in timers:
+            timer.cancel()  # those of `call_soon` are over as soon as the loop runs again
+        for _ in range(UVLOOP_KEEPS):
+            loop.call_soon(_nothing)
+
+
+def _nothing() -> None:
+    pass
+
+
+def _fill_interned(heap: Callable[[], int]) -> None:
+    """Let Python make the table of interned strings anew, as it does once enough strings have come and gone.
+
+    The new one is larger by up to half a megabyte, and lasts: it has room for three times what is in use when it is
+    made. pathlib interns each part of a path, so that a process that names many files comes to it late.
+    """
+    before = heap()
+    for number in range(0, MOST_INTERNED, INTERNED_AT_ONCE):
+        for each in range(number, number + INTERNED_AT_ONCE):
+            sys.intern("seatbelt %d" % each)  # noqa: UP031 - they live no longer than this call
+        if heap() != before:
+            return
 
 
 def _heap_meter() -> Callable[[], int] | None:

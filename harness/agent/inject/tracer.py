@@ -51,7 +51,7 @@ MOST_MADE = 20000
 MOST_FRAMES = 12
 MOST_GROWTH = 60  # a line may be reached by many ways, and is told once
 SCANNED_FRAMES = 60
-HEAP_FRAMES = 12  # of each allocation
+HEAP_FRAMES = 8  # of each allocation
 
 _LIBRARY = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib"))
 _PACKAGES = tuple(sysconfig.get_paths()[name] for name in ("purelib", "platlib"))
