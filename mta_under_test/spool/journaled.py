@@ -2,7 +2,7 @@
 
 A small message is held in memory until its commit, goes into the journal with everything else that is committed at that
 moment, and is safe after one fdatasync(2). Its files in queue/ are made later, when the queue has a quiet moment
-(`settle`), and a journal is removed once one syncfs(2) has made all of them safe. Who wants a descriptor of the message
+(`settle`), and a journal is emptied once one syncfs(2) has made all of them safe. Who wants a descriptor of the message
 before that gets one of a file in temporary/. A message that is delivered by then never costs a file for its envelopes.
 A large message, or one with many recipients, is written to its files at once and committed as `disk` does it.
 
@@ -332,7 +332,7 @@ class JournaledSpool:
     @property
     def _has_journals(self) -> bool:
         """Whether a replay could bring something back that is deleted without a word in the journal."""
-        return self._journal is not None or bool(self._settling) or bool(self._kept)
+        return self.unsettled_bytes > 0 or bool(self._kept)
 
     @property
     def unsettled_bytes(self) -> int:
@@ -416,9 +416,18 @@ class JournaledSpool:
             self._settling = []
         with self._failures("cannot remove a journal"):
             while self._settling:
-                self._settling[-1].path.unlink(missing_ok=True)
-                self._settling.pop().close()
+                self._retire(self._settling[-1])
+                self._settling.pop()
         self._must_sync = False
+
+    def _retire(self, journal: Journal) -> None:
+        """It has nothing more to say. Emptied, it is written on, so that a spool at rest always looks the same."""
+        if self._journal is None and not journal.damaged:
+            journal.empty()
+            self._journal = journal
+        else:
+            journal.path.unlink(missing_ok=True)
+            journal.close()
 
     def give_up_settling(self) -> None:
         """`sync_settled` failed: nobody knows what the disk has. The journals stay, for the next start to replay."""
@@ -432,10 +441,12 @@ class JournaledSpool:
     def close(self) -> None:
         self._batch = None  # nobody was told that it was committed
         try:
-            while self._journal is not None or self._settling:
+            while self._settling or self.unsettled_bytes:
                 if self.settle(float("inf")):
                     self.sync_settled()
                     self.settled()
+            if self._journal is not None:
+                self._journal.path.unlink(missing_ok=True)
         finally:
             for journal in (*self._kept, *self._settling, *([self._journal] if self._journal else [])):
                 journal.close()

@@ -96,7 +96,7 @@ def test_a_reader_gets_a_file_that_settling_puts_in_its_place(spool: JournaledSp
     evpids = spool.envelopes(msgid)
     settle(spool)
     assert files(tmp_path) == [*(f"{name}/{evpid:016x}" for evpid in evpids), f"{name}/message"]
-    assert files(tmp_path, "journal") == files(tmp_path, "temporary") == []
+    assert spool.unsettled_bytes == 0 and files(tmp_path, "temporary") == []
     assert spool.envelopes(msgid) == evpids
     assert content(spool, msgid) == b"hello"
 
@@ -107,7 +107,7 @@ def test_a_message_that_is_delivered_at_once_never_has_an_envelope_file(spool: J
     assert spool.delete(spool.envelopes(msgid)[0])
     assert files(tmp_path) == files(tmp_path, "temporary") == []
     settle(spool)
-    assert files(tmp_path) == files(tmp_path, "journal") == []
+    assert files(tmp_path) == [] and spool.unsettled_bytes == 0
 
 
 def test_a_replay_knows_what_was_committed_updated_and_deleted(spool: JournaledSpool, tmp_path: Path) -> None:
@@ -288,7 +288,7 @@ def test_under_pressure_a_full_journal_is_settled_while_the_next_one_fills(
     assert {evpid >> 32 for evpid, _ in again(tmp_path).walk()} == set(msgids)
 
 
-def test_at_rest_no_descriptor_is_open_and_nothing_is_remembered(spool: JournaledSpool, tmp_path: Path) -> None:
+def test_at_rest_an_empty_journal_is_open_and_nothing_is_remembered(spool: JournaledSpool, tmp_path: Path) -> None:
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(5):
         msgid = committed(spool)
@@ -298,8 +298,22 @@ def test_at_rest_no_descriptor_is_open_and_nothing_is_remembered(spool: Journale
         for evpid in spool.envelopes(msgid):
             spool.delete(evpid)
         settle(spool)
+        assert len(os.listdir("/proc/self/fd")) == before + 1
+        assert [(tmp_path / name).stat().st_size for name in files(tmp_path, "journal")] == [0]
+    spool.close()
     assert len(os.listdir("/proc/self/fd")) == before
+    assert files(tmp_path, "journal") == []
     assert not [value for value in vars(spool).values() if isinstance(value, (dict, list)) and value]
+
+
+def test_a_journal_that_was_settled_is_written_on_and_replayed(spool: JournaledSpool, tmp_path: Path) -> None:
+    filed = committed(spool)
+    settle(spool)
+    assert spool.delete(spool.envelopes(filed)[0])  # an empty journal could not bring it back, and hears nothing of it
+    assert spool.unsettled_bytes == 0
+    later = committed(spool)
+    assert files(tmp_path, "journal") == ["journal/00000001"]
+    assert {evpid >> 32 for evpid, _ in again(tmp_path).walk()} == {later}
 
 
 def test_records_are_read_back_as_they_were_written(spool: JournaledSpool, tmp_path: Path) -> None:
