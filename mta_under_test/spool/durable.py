@@ -7,7 +7,6 @@ Never: knows what a message or an envelope is. Raises OSError, always with the f
 from __future__ import annotations
 
 import ctypes
-import functools
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from pathlib import Path
 
 NEW_FILE = os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 MODE = 0o600
+_syncfs = ctypes.CDLL(None, use_errno=True).syncfs
 
 
 class LostWrites(OSError):
@@ -66,14 +66,9 @@ def sync_file_system(path: Path) -> None:
     Python has no call for it. Since Linux 5.8 it reports a failed write-back of any file.
     """
     with _opened(path, os.O_RDONLY) as descriptor:
-        if _libc().syncfs(descriptor) != 0:
+        if _syncfs(descriptor) != 0:
             number = ctypes.get_errno()
             raise LostWrites(number, os.strerror(number), os.fspath(path))
-
-
-@functools.cache
-def _libc() -> ctypes.CDLL:
-    return ctypes.CDLL(None, use_errno=True)
 
 
 def start_writing(path: Path) -> None:
