@@ -28,7 +28,7 @@ SCENARIO = Scenario(
     session=session,
     units_per_session=5,
     refuses="connect=drop/7 ehlo=fin/7 mail=drop/9 rcpt=fin/9 data=drop/9 end=drop/9",
-    promises=(Promise("accepted", 300, advice="see in the target's log why it took so little"),),
+    promises=(Promise("accepted", 75, advice="see in the target's log why it took so little"),),
     first_dose=5,
     hurry=True,
 )
