@@ -15,14 +15,16 @@ MAX_DOMAIN_BYTES = 255  # RFC 5321 §4.5.3.1.2
 MAX_LABEL_BYTES = 63  # RFC 1035 §2.3.4
 
 # Beyond ASCII (RFC 6532 §3.1) all but the controls of ISO 6429, the separators that would end a line, and surrogates.
-_BEYOND = "\u00a0-\u2027\u202a-\ud7ff\ue000-\U0010ffff"
-_ATOM = rf"[A-Za-z0-9!#$%&'*+/=?^_`{{|}}~{_BEYOND}-]+"
+# All classes say what is not in them: the others would be compiled into tables of all of Unicode, at every start.
+_NEVER = "\x7f-\x9f\u2028\u2029\ud800-\udfff"
+_ATOM = rf'[^\x00-\x20"(),.:;<>@\[\\\]{_NEVER}]+'  # RFC 5322 §3.2.3
 _DOT_STRING = re.compile(rf"{_ATOM}(?:\.{_ATOM})*")
-_QUOTED_STRING = re.compile(rf'"(?:[ !#-\[\]-~{_BEYOND}]|\\[ -~])*"')
+_QUOTED_STRING = re.compile(rf'"(?:[^\x00-\x1f"\\{_NEVER}]|\\[ -~])*"')
 _LITERAL = re.compile(r"\[[A-Za-z0-9.:]*\]")
-_DOMAIN = re.compile(rf"[A-Za-z0-9._{_BEYOND}-]+")
+_NOT_IN_DOMAIN = rf"\x00-,/:-@\[-^`{{-~{_NEVER}"  # of ASCII, letters, digits, hyphen, underscore and dot are
+_DOMAIN = re.compile(rf"[^{_NOT_IN_DOMAIN}]+")
 _ROUTE = re.compile(r"@[^\s:,@<>]+(?:,@[^\s:,@<>]+)*:")
-_LABEL = re.compile(rf"[A-Za-z0-9_{_BEYOND}](?:[A-Za-z0-9_{_BEYOND}-]*[A-Za-z0-9_{_BEYOND}])?")
+_LABEL = re.compile(rf"[^.{_NOT_IN_DOMAIN}-](?:[^.{_NOT_IN_DOMAIN}]*[^.{_NOT_IN_DOMAIN}-])?")
 
 _PLAIN_LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
 _PLAIN_DOMAIN = re.compile(rf"{_PLAIN_LABEL}(?:\.{_PLAIN_LABEL})*")  # nearly all; the others are looked at by label

@@ -58,7 +58,7 @@ _NOT_PRINTABLE = re.compile(rb"[^ -~]")
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _NAME = re.compile(r"[A-Za-z0-9._:\[\]-]{1,255}")  # of a client: a domain, or an address literal
 # esmtp-param, RFC 5321 §4.1.2; RFC 6531 §3.3 adds what is beyond ASCII.
-_PARAMETER = re.compile("([A-Za-z0-9][A-Za-z0-9-]*)(?:=([!-<>-~\u00a0-\U0010ffff]+))?")
+_PARAMETER = re.compile(r"([A-Za-z0-9][A-Za-z0-9-]*)(?:=([^\x00- =\x7f-\x9f]+))?")
 _SIZE = re.compile(r"[0-9]{1,20}", re.ASCII)  # RFC 1870 §4
 _XTEXT = re.compile(r"(?:[!-*,-<>-~]|\+[0-9A-F]{2})+")  # RFC 3461 §4
 _ORCPT = re.compile(r"[A-Za-z0-9-]+;(.+)")
