@@ -4,8 +4,8 @@ Owns: when a target is at rest. Never: takes a snapshot, judges.
 
 At rest, nothing is busy by the target's own word, the remote MX has no session open (unless the target keeps them
 open), and several looks in a row are the same: gauges, backlog, descriptors, threads. A target may also be at rest and
-say that it is not: a session that was never counted down is one for ever. So when nothing that we can see has changed
-for a while, the kernel and the disk are asked. With no connection open beyond those of the rest before, and no envelope
+say that it is not: a session that was never counted down is one for ever. So when nothing that it says has changed for
+a while, the kernel and the disk are asked. With no connection open beyond those of the rest before, and no envelope
 on disk, nothing is in flight, whatever the gauges say: they are stuck, and the rest tells which. Anything else that
 lasts until the deadline is restlessness. A connection that the other end has closed (CLOSE_WAIT) is in nobody's flight
 either.
@@ -23,8 +23,10 @@ from harness.probes import snapshot as probe
 from harness.targets import KeepsSessions, Rest, Target
 from reports.record import Process
 
-POLL_S = 0.02
+POLL_S = 0.02  # between looks at a target that seems to be at rest; at a busy one every second time is enough
 POLLS = 3  # in a row that must look the same
+SHORTEST_S = 0.002  # between two looks, where one is enough: what takes long is looked at less often
+PART = 8  # … of the time that it has taken so far
 HURRY_S = 0.25  # between two of a busy target's: it may be waiting for a route that it thinks is bad
 WORK = 100  # units, for which a target may take as long again: one that forks for each message is slow, not restless
 STUCK_S = 2.0  # without any change, before a busy gauge is doubted
@@ -84,7 +86,7 @@ class Quiescence:
                 rest.busy,
                 rest.backlog,
                 {name: rest.counters.get(name, 0) for name in rest.gauges},
-                probe.quiet(self._pids()) if polls > 1 else None,
+                probe.quiet(self._pids()) if polls > 1 and not rest.busy else None,
             )
             if now != before:
                 alike, since = 0, time.monotonic()
@@ -100,7 +102,7 @@ class Quiescence:
             if time.monotonic() > began + timeout_s:
                 return rest if rest.busy else replace(rest, busy={"descriptors that keep changing": 1})
             self._check_alive()
-            time.sleep(POLL_S if polls > 1 else POLL_S / 10)
+            time.sleep(_pause(polls, time.monotonic() - began) if rest.busy else POLL_S)
 
     def _look(self) -> Rest:
         rest = self._target.rest()
@@ -127,6 +129,11 @@ class Quiescence:
 
     def _pids(self) -> Sequence[int]:
         return probe.tree(self._target.root_pid)
+
+
+def _pause(polls: int, waited_s: float) -> float:
+    """Until the next look at a busy target, in seconds. Looking is work for it, too."""
+    return 2 * POLL_S if polls > 1 else min(2 * POLL_S, max(SHORTEST_S, waited_s / PART))
 
 
 def connections(processes: Iterable[Process]) -> frozenset[Connection]:
