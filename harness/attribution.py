@@ -21,7 +21,7 @@ import msgspec
 from harness.accounts import opened
 from harness.design import Design
 from harness.detectors import growth
-from harness.detectors.classes import descriptor_class, listening_ports, unexplained_files
+from harness.detectors.classes import DELETED, descriptor_class, listening_ports, unexplained_files
 from harness.dosing import Dosing
 from harness.experiment import Experiment
 from harness.load.conversation import LoadError
@@ -182,7 +182,8 @@ class Sight:
             for each in process.descriptors if process.role == finding.role else ():
                 is_new = (process.pid, each.fd, each.inode) not in before
                 label = descriptor_class(each, listening).label.replace(f"/{DIRECTORY}/", "/")
-                if is_new and label == finding.label:
+                # What the first run saw deleted in the end, the second, which is short, may see before that.
+                if is_new and label.removesuffix(DELETED) == finding.label.removesuffix(DELETED):
                     yield process, each
 
     def _opener(self, process: Process, descriptor: Descriptor) -> list[str]:

@@ -18,6 +18,7 @@ from reports.record import Descriptor, Resource, Snapshot
 FIRST_HIGH_PORT = 32768  # ip_local_port_range(7): from here on a port is nobody's name
 SOCKETS = frozenset({"tcp", "udp", "unix"})
 WORDS = {"eventpoll": "epoll"}
+DELETED = " (deleted)"  # as the end of a label, and of a link in /proc
 WORKING_ROOMS = frozenset({"incoming", "temporary", "purge"})  # of the spool: empty at rest
 
 # In a spool of OpenSMTPD's layout …/MSGID/message; the embedded target also lends …/MSGID.message out of its journal.
@@ -59,7 +60,7 @@ def example(descriptor: Descriptor) -> str:
         return f"{descriptor.local} -> {descriptor.peer}"
     if descriptor.local:
         return descriptor.local
-    return descriptor.target + (" (deleted)" if descriptor.deleted else "")
+    return descriptor.target + (DELETED if descriptor.deleted else "")
 
 
 def unexplained_files(snapshot: Snapshot) -> dict[str, Class]:
@@ -118,7 +119,7 @@ def _peer_class(address: str) -> str:
 
 @lru_cache(maxsize=65536)
 def _open_label(kind: str, target: str, deleted: bool) -> str:
-    gone = " (deleted)" if deleted else ""
+    gone = DELETED if deleted else ""
     if kind == "file":
         if _MESSAGE.search(target):
             return "message file" + gone
