@@ -37,6 +37,13 @@ def test_a_passed_descriptor_names_who_opened_it_and_who_received_it(tmp_path: P
     assert "(transfer), received" in receiver
 
 
+@pytest.mark.parametrize("name", ["journal/*", "journal/* (deleted)"])
+def test_a_file_that_was_deleted_by_the_first_run_is_known_again_when_it_is_not(tmp_path: Path, name: str) -> None:
+    finding = Finding("descriptor", "file", f"spool file {name}", role="queue", rate=0.16)
+    assert look(tmp_path, "tempfail-retry", "short-read-fd", finding).startswith("1 of 1 findings were seen again")
+    assert finding.opened_at[0].endswith("in envelope_text (queue)")
+
+
 def test_growing_memory_names_the_lines_that_made_it(tmp_path: Path) -> None:
     finding = Finding("memory", "python objects", "Python objects", role="transfer", rate=28.0)
     look(tmp_path, "one-at-a-time", "relay-object-leak", finding)
