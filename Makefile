@@ -18,6 +18,7 @@ test: $(STAMP) packages bytecode lint
 # would compile every module anew. What is up to date is left alone.
 bytecode: $(STAMP)
 	@$(VENV)/bin/python -m compileall -q harness mta_under_test reports scenarios
+	@$(VENV)/bin/python -c "from mta_under_test.config import parser; parser.TABLES.touch(); parser.lalr()"
 
 # Side by side with `make -j2`.
 lint: ruff mypy imports
