@@ -96,7 +96,8 @@ def test_a_reader_gets_a_file_that_settling_puts_in_its_place(spool: JournaledSp
     evpids = spool.envelopes(msgid)
     settle(spool)
     assert files(tmp_path) == [*(f"{name}/{evpid:016x}" for evpid in evpids), f"{name}/message"]
-    assert spool.unsettled_bytes == 0 and files(tmp_path, "temporary") == []
+    assert spool.unsettled_bytes == 0
+    assert files(tmp_path, "temporary") == []
     assert spool.envelopes(msgid) == evpids
     assert content(spool, msgid) == b"hello"
 
@@ -107,7 +108,8 @@ def test_a_message_that_is_delivered_at_once_never_has_an_envelope_file(spool: J
     assert spool.delete(spool.envelopes(msgid)[0])
     assert files(tmp_path) == files(tmp_path, "temporary") == []
     settle(spool)
-    assert files(tmp_path) == [] and spool.unsettled_bytes == 0
+    assert files(tmp_path) == []
+    assert spool.unsettled_bytes == 0
 
 
 def test_a_replay_knows_what_was_committed_updated_and_deleted(spool: JournaledSpool, tmp_path: Path) -> None:
