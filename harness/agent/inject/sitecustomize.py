@@ -151,8 +151,9 @@ def _fill_uvloop() -> None:
     It frees none of its first 250 of each kind, but keeps them for the next ones; a process that has more callbacks
     waiting at once than ever before would seem to grow by what is only its high-water mark.
     """
-    loop = asyncio._get_running_loop() if (asyncio := sys.modules.get("asyncio")) is not None else None
-    if type(loop).__module__ == "uvloop":
+    asyncio = sys.modules.get("asyncio")
+    loop = asyncio._get_running_loop() if asyncio is not None else None
+    if loop is not None and type(loop).__module__ == "uvloop":
         timers = [loop.call_later(3600, _nothing) for _ in range(UVLOOP_KEEPS)]
         for timer in timers:
             timer.cancel()  # those of `call_soon` are over as soon as the loop runs again
