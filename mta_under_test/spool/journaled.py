@@ -446,7 +446,8 @@ class JournaledSpool:
                     self.sync_settled()
                     self.settled()
             if self._journal is not None:
-                self._journal.path.unlink(missing_ok=True)
+                with self._failures("cannot remove a journal"):
+                    self._journal.path.unlink(missing_ok=True)
         finally:
             for journal in (*self._kept, *self._settling, *([self._journal] if self._journal else [])):
                 journal.close()
