@@ -13,7 +13,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import msgspec
@@ -270,6 +270,10 @@ def _told(stack: Stack, role: str) -> list[str]:
 def _line(line: Line, role: str) -> str:
     """``mta_under_test/spool/disk.py:212 in message_fd (queue)``; without a line, ``/usr/sbin/smtpd+0x1f3a in …``."""
     path, number, function = line
-    short = os.path.relpath(path, HOME) if Path(path).is_relative_to(HOME) else path
-    where = f"{short}:{number}" if number else short
+    where = f"{_short(path)}:{number}" if number else _short(path)
     return f"{where}{f' in {function}' if function else ''}{f' ({role})' if role else ''}"
+
+
+@lru_cache(maxsize=1024)
+def _short(path: str) -> str:
+    return os.path.relpath(path, HOME) if Path(path).is_relative_to(HOME) else path
