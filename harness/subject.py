@@ -17,7 +17,7 @@ from harness.quiescence import POLLS, Listeners, Quiescence
 from harness.targets import NamesRoles, Rest, Target
 from reports.record import Incident, Snapshot
 
-DEATH_SHOWS_S = 3.0  # after its sessions: on a machine with six runs on two processors one second was too short
+DEATH_SHOWS_S = 1.0
 DEATH_POLL_S = 0.02
 
 
