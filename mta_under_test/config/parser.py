@@ -51,12 +51,19 @@ class _Tokens(LarkLexer):
 
 @functools.cache
 def lalr() -> Lark:
-    """The parser. To make its tables takes a third of all the time in which a daemon starts, so `make bytecode` keeps
+    """The parser. To make its tables takes a third of all the time in which a daemon starts, so `keep` puts
     them where Python keeps what it has compiled. Those of another grammar or lark, or broken ones, are made anew.
     """
     grammar = Path(__file__).with_name("smtpd.lark").read_text(encoding="utf-8")
     cache = str(TABLES) if TABLES.exists() else False
     return Lark(grammar, parser="lalr", lexer=_Tokens, start="statement", cache=cache)
+
+
+def keep() -> None:
+    """Keep the tables for the processes to come (`make bytecode`)."""
+    TABLES.parent.mkdir(exist_ok=True)  # Python's bytecode may be elsewhere
+    TABLES.touch()
+    lalr()
 
 
 def parse(tokens: Sequence[Token], end: Token) -> Tree[Token]:

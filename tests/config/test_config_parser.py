@@ -46,3 +46,13 @@ def test_tables_that_cannot_be_used_are_made_anew(tables: Path, tmp_path: Path, 
     assert len(made) > 1000
     reads(tmp_path)  # by those that are kept now
     assert tables.read_bytes() == made
+
+
+def test_they_are_kept_also_where_there_is_no_bytecode(
+    tables: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "nothing yet" / tables.name
+    monkeypatch.setattr(parser, "TABLES", place)
+    parser.keep()
+    assert len(place.read_bytes()) > 1000
+    reads(tmp_path)

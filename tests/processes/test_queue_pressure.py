@@ -24,7 +24,6 @@ match from any for any action "out"
 """
 LOW_MARKS = """
 import sys
-import time
 from mta_under_test import smtpd
 from mta_under_test.ipc import channel
 channel.HIGH_MARK_BYTES, channel.LOW_MARK_BYTES = 20_000, 2_000
