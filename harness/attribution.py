@@ -36,6 +36,7 @@ from harness.tracing.choice import Tracing
 from reports.record import Descriptor, Finding, Process, RunRecord, Snapshot
 
 ATTRIBUTABLE = frozenset({"descriptor", "socket", "memory", "process", "thread", "task", "file"})
+NOT_MADE = frozenset({"died", "broken-off", "restless", "footprint"})  # kinds of finding that are no thing kept
 DIRECTORY = "traced"  # of the second run, in the first one's
 EXPECTED = 8  # instances of what was found, in the traced doses
 EXPECTED_OBJECTS = 100  # where it is memory: one finding is many objects, and not all of them are seen being made
@@ -260,7 +261,7 @@ def match(record: RunRecord, wanted: Sequence[Finding], tracing: Tracing, spool:
 
 def is_attributable(finding: Finding) -> bool:
     """Whether it was made somewhere: a death, lost mail and a counter were not."""
-    return finding.resource in ATTRIBUTABLE and finding.kind not in ("died", "restless", "footprint")
+    return finding.resource in ATTRIBUTABLE and finding.kind not in NOT_MADE
 
 
 def _told(stack: Stack, role: str) -> list[str]:

@@ -115,12 +115,22 @@ class Dosing:
         if tally.unfinished:
             if (death := stand.subject.death()) is not None:
                 raise Cut(death)
-            errors = f": {'; '.join(tally.errors)}" if tally.errors else ""
-            text = f"{tally.unfinished} sessions of dose {number + 1} ended early{errors}"
-            raise Cut(Incident(kind="load", text=text, at=stand.clock(), dose=number))
+            raise Cut(self._broken(number, tally))
         if scenario.portion is not None:
             self._rest = stand.subject.wait(polls=1, work=units)
         return tally
+
+    def _broken(self, number: int, tally: Tally) -> Incident:
+        """Why the dose was not exact, though everybody lives: by the server's doing, or who knows."""
+        count = tally.broken_off or tally.unfinished
+        what = f"{'1 session' if count == 1 else f'{count} sessions'} of dose {number + 1}"
+        errors = f": {'; '.join(tally.errors)}" if tally.errors else ""
+        at = self._stand.clock()
+        if not tally.broken_off:
+            return Incident("load", f"{what} ended early{errors}", at, dose=number)
+        role, pid = self._stand.subject.listener()
+        text = f"the server broke off {what}{errors}"
+        return Incident("broken-off", text, at, role=role, pid=pid, dose=number, count=count)
 
     @contextmanager
     def _operating(self, first: int, units: int) -> Iterator[None]:

@@ -105,6 +105,20 @@ class Subject:
                 return None
             time.sleep(DEATH_POLL_S)
 
+    def listener(self) -> tuple[str, int]:
+        """(role, pid) of who serves the clients: of those that listen on the port, the last, as a master's children do.
+        The role is empty when nobody does.
+        """
+        port = str(self._target.address[1])
+        found, _ = probe.inspect(self.pids(), self._roles, positions=False)
+        serving = [
+            (process.role, process.pid)
+            for process in found
+            for each in process.descriptors
+            if each.state == "LISTEN" and each.kind == "tcp" and each.local.rpartition(":")[2] == port
+        ]
+        return serving[-1] if serving else ("", 0)
+
     @property
     def _roles(self) -> Roles:
         return self._target.role_of if isinstance(self._target, NamesRoles) else default_role

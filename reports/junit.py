@@ -20,6 +20,7 @@ INVARIANTS = {  # kind of finding -> the case in which it is a failure
     "duplicated": "mail: nobody gets a message twice",
     "died": "process: nobody dies",
     "restless": "process: the target comes to rest",
+    "broken-off": "socket: nobody's session is broken off",
     "footprint": "memory: what a message costs",
 }
 _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # XML 1.0 §2.2

@@ -225,12 +225,13 @@ class Promise(msgspec.Struct):
 class Incident(msgspec.Struct, omit_defaults=True):
     """Something that happened to the run: a process died, an interrupt, no rest by the deadline."""
 
-    kind: Literal["died", "restless", "interrupted", "target", "load", "remote-mx"]
+    kind: Literal["died", "restless", "broken-off", "interrupted", "target", "load", "remote-mx"]
     text: str
     at: float = 0.0
     role: str = ""
     pid: int = 0
     dose: int = -1
+    count: int = 1  # sessions, where it happened to sessions
 
 
 class TargetInfo(msgspec.Struct):

@@ -24,7 +24,8 @@ INDENT = "   "  # of what belongs to a finding
 MAX_EXAMPLES = 3
 MAX_DOSES = 7  # that fit beside each other
 COLOURS = {"leak": "bold red", "clean": "bold green", "inconclusive": "bold yellow"}
-NOT_KEPT = frozenset({"died", "lost", "duplicated", "restless", "footprint"})  # findings that are failures, not leaks
+# Findings that are failures, not leaks.
+NOT_KEPT = frozenset({"died", "broken-off", "lost", "duplicated", "restless", "footprint"})
 NOUNS = {
     "python objects": "Python objects",
     "heap": "bytes of heap",

@@ -17,6 +17,7 @@ from harness.experiment import Experiment
 from harness.plan import Profile
 from harness.scenario import Scenario
 from harness.targets import Rest
+from harness.targets.choice import Settings, choose
 from harness.targets.embedded import Embedded
 from reports.record import Finding, RunRecord
 
@@ -182,6 +183,31 @@ def test_a_process_that_is_killed_is_a_finding_by_name(tmp_path: Path) -> None:
     assert (finding.resource, finding.role) == ("process", "transfer")
     assert "transfer died" in finding.message
     assert record.work.lost == 0
+
+
+@pytest.mark.parametrize(("words", "verdict"), [("", "leak"), ("421 4.3.2 later\\r\\n", "inconclusive")])
+def test_a_session_that_the_server_breaks_off_is_a_finding_and_one_that_it_ends_is_none(
+    tmp_path: Path, words: str, verdict: str
+) -> None:
+    greeter = (Path(__file__).parent / "servers" / "greeter.py").read_text()
+    server, answers = tmp_path / "server.py", '        writer.write(b"250 ok'
+    leaves = f"""
+        kept.append(line)
+        if len(kept) == 30:
+            writer.write(b"{words}")
+            break
+"""
+    server.write_text(greeter.replace(answers, leaves + answers))
+    scenario = replace(scenarios.load("connect-quit"), promises=(), needs=())
+    make = choose("command", Settings(command=f"{{python}} {server} {{port}}"))
+    record = Experiment(Design(scenario, make, tmp_path / "run", Options(profile=COUNTS), lambda *_: None)).run()
+    assert record.verdict == verdict
+    if words:
+        assert any("the load failed: 1 session of dose 2" in reason for reason in record.reasons), record.reasons
+    else:
+        (finding,) = record.findings
+        assert (finding.resource, finding.kind, finding.count) == ("socket", "broken-off", 1)
+        assert finding.role in ("server.py", "python", "python3"), finding.role
 
 
 def test_an_interrupt_keeps_what_is_known(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
-"""invariants: what must hold whatever the dose: nobody dies, everything comes to rest, no mail is lost or doubled.
+"""invariants: what must hold whatever the dose: nobody dies, no session is broken off, no mail is lost or doubled,
+everything comes to rest.
 
 Owns: findings that need no statistics. Never: judges what is kept.
 """
@@ -18,8 +19,8 @@ GAUGES = ("session", "inflight", "running", "task", "relay", "connector", "due",
 
 
 def judge(record: RunRecord) -> list[Finding]:
-    """Deaths first, then lost and duplicated mail, then a target that did not come to rest."""
-    return _died(record) + _mail(record) + _restless(record)
+    """Deaths first, then broken sessions, lost and duplicated mail, then a target that did not come to rest."""
+    return _died(record) + _broken_off(record) + _mail(record) + _restless(record)
 
 
 def _died(record: RunRecord) -> list[Finding]:
@@ -48,6 +49,31 @@ def _died(record: RunRecord) -> list[Finding]:
                 advice="Its last words are in the target's log, in the run's directory.",
             )
         )
+    return findings
+
+
+def _broken_off(record: RunRecord) -> list[Finding]:
+    """Sessions that the server ended though it had been content with all that was said in them."""
+    findings = []
+    for incident in record.incidents:
+        if incident.kind == "broken-off":
+            sessions = f"{incident.count} {'session' if incident.count == 1 else 'sessions'}"
+            findings.append(
+                Finding(
+                    resource="socket",
+                    kind="broken-off",
+                    label="sessions broken off",
+                    role=incident.role,
+                    pids=[incident.pid] if incident.pid else [],
+                    count=incident.count,
+                    unit="session",
+                    confidence=CERTAIN,
+                    first_dose=_dose_of(record, incident),
+                    examples=[incident.text],
+                    message=f"{incident.role or 'the target'} broke off {sessions} in the middle, without a 421",
+                    advice="Look for a descriptor closed twice, or by another than its owner; and for a crash.",
+                )
+            )
     return findings
 
 

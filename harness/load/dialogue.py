@@ -82,6 +82,7 @@ class _Client:
             await self._handshake()
         if answer[:1] not in step.expect:
             return f"{answer.strip()[:200]} (the scenario expects {'xx or '.join(step.expect)}xx)"
+        self._outcome.answered = True
         if step.accepts and answer[:1] == "2":
             self._outcome.accepted.append(message_id)
         if step.send[:4].upper() == b"RCPT" and answer[:1] == "5":
@@ -170,7 +171,7 @@ class _Client:
                 raise OSError("the answer has no end")
             data = await self._receive()
             if not data:
-                raise OSError("the server closed the connection")
+                raise ConnectionAbortedError("the server closed the connection")
             self._received += data
 
     async def _timed(self, name: str, work: Awaitable[str]) -> None:
@@ -180,6 +181,8 @@ class _Client:
             error = await work
         except OSError as broken:
             error = str(broken) or type(broken).__name__
+            if isinstance(broken, ConnectionError):
+                self._outcome.closed()
             raise _Over from broken
         finally:
             self._outcome.exchanges.append(Exchange(name, began, time.perf_counter() - clock, error))

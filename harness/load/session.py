@@ -14,7 +14,7 @@ from email.utils import formatdate
 from functools import lru_cache, partial
 from typing import cast
 
-from aiosmtplib import SMTP, SMTPException, SMTPResponse, SMTPResponseException
+from aiosmtplib import SMTP, SMTPException, SMTPResponse, SMTPResponseException, SMTPServerDisconnected
 from aiosmtplib.protocol import SMTPProtocol
 
 from harness.load import dialogue
@@ -124,11 +124,14 @@ class _Dialogue:
             code, text = refused.code, refused.message
         except (SMTPException, OSError) as broken:
             error = str(broken) or type(broken).__name__
+            if isinstance(broken, SMTPServerDisconnected | ConnectionError):
+                self._outcome.closed()
         except asyncio.CancelledError:
             text = "cut off: not answered when the session's time was over"
             self._outcome.exchanges.append(Exchange(name, began, time.perf_counter() - clock, text))
             raise
         as_expected = code // 100 == expected
+        self._outcome.answered |= as_expected
         if not as_expected and not error:
             error = f"{code} {text}".replace("\n", " ") + f" (the scenario expects {expected}xx)"
         self._outcome.exchanges.append(Exchange(name, began, time.perf_counter() - clock, error))

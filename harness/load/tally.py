@@ -45,10 +45,20 @@ class Outcome:
 
     exchanges: list[Exchange] = field(default_factory=list)
     greeted: bool = False
+    answered: bool = False  # the server has said something that the scenario expects
     finished: bool = False  # every message of the plan was tried
+    broken_off: bool = False  # the server ended it without a reason
     messages: int = 0  # tried
     accepted: list[str] = field(default_factory=list)  # Message-IDs, without the angle brackets
     refused_recipients: int = 0  # RCPT answered 5xx
+
+    def closed(self) -> None:
+        """The connection turned out to be gone while an answer was owed.
+
+        A server may end a session after QUIT, or once it has said 421 (RFC 5321 §3.8), and one that has lost patience
+        says so in a refusal first. It broke this one off if all that it had said was what the scenario expects.
+        """
+        self.broken_off = self.answered and not self.finished and not any(each.error for each in self.exchanges)
 
 
 class Tally(msgspec.Struct, tag=True):
@@ -59,6 +69,7 @@ class Tally(msgspec.Struct, tag=True):
     took_s: float = 0.0
     sessions: int = 0  # greeted
     unfinished: int = 0  # sessions that ended early or never began: the dose was not exact
+    broken_off: int = 0  # of these, ended by the server without a reason
     messages: int = 0
     accepted: list[str] = []  # Message-IDs
     refused_recipients: int = 0
@@ -71,6 +82,7 @@ class Tally(msgspec.Struct, tag=True):
     def add(self, outcome: Outcome) -> None:
         self.sessions += outcome.greeted
         self.unfinished += not outcome.finished
+        self.broken_off += outcome.broken_off
         self.messages += outcome.messages
         self.accepted += outcome.accepted
         self.refused_recipients += outcome.refused_recipients
@@ -88,6 +100,7 @@ class Tally(msgspec.Struct, tag=True):
         self.took_s = max(self.took_s, other.took_s)
         self.sessions += other.sessions
         self.unfinished += other.unfinished
+        self.broken_off += other.broken_off
         self.messages += other.messages
         self.accepted += other.accepted
         self.refused_recipients += other.refused_recipients

@@ -34,6 +34,18 @@ def test_deaths_of_one_role_are_one_finding_and_say_how_often() -> None:
     assert (finding.count, finding.first_dose, finding.pids) == (2, 2, [107, 207])
 
 
+def test_sessions_that_were_broken_off_are_a_finding_of_who_serves_them() -> None:
+    record = clean()
+    said = "3 sessions of dose 3 were broken off: RCPT: the server closed the connection"
+    record.incidents.append(Incident("broken-off", said, role="smtp", pid=103, dose=2, count=3))
+    [finding] = invariants.judge(record)
+    assert (finding.resource, finding.kind, finding.role, finding.pids) == ("socket", "broken-off", "smtp", [103])
+    assert (finding.count, finding.unit, finding.first_dose, finding.examples) == (3, "session", 2, [said])
+    assert finding.message == "smtp broke off 3 sessions in the middle, without a 421"
+    record.incidents[0].role, record.incidents[0].count = "", 1
+    assert invariants.judge(record)[0].message == "the target broke off 1 session in the middle, without a 421"
+
+
 def test_lost_mail_is_named_by_message_id() -> None:
     record = clean()
     record.work.accepted, record.work.lost = 300, 2

@@ -94,11 +94,20 @@ def test_pieces_come_one_after_the_other() -> None:
 def test_a_server_that_is_not_there_and_one_that_hangs_up_are_failures() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    assert "Connect call failed" in held(port, GREETING).exchanges[-1].error
+    absent = held(port, GREETING)
+    assert "Connect call failed" in absent.exchanges[-1].error
     with SmtpSink(drop_at="MAIL") as sink:
         outcome = held(sink.port, GREETING, EHLO, mail())
     assert outcome.exchanges[-1].error
-    assert not outcome.finished
+    assert (absent.finished, absent.broken_off) == (False, False), "there was nobody to break it off"
+    assert (outcome.finished, outcome.broken_off) == (False, True)
+
+
+@pytest.mark.parametrize("answer", ["421 4.3.2 closing", "500 5.5.1 what?"])
+def test_a_server_that_says_why_it_hangs_up_does_not_break_off(answer: str) -> None:
+    with SmtpSink(leave_at=("MAIL", answer)) as sink:
+        outcome = held(sink.port, GREETING, EHLO, mail(), rcpt(GOOD))
+    assert (outcome.finished, outcome.broken_off) == (False, False)
 
 
 def test_what_is_not_answered_in_time_is_cut_off() -> None:

@@ -68,6 +68,7 @@ def test_a_lost_connection_ends_the_session_with_one_failure(verb: str) -> None:
     assert [name for name, _ in errors(outcome)] == [verb]
     assert outcome.greeted
     assert not outcome.finished
+    assert outcome.broken_off
     assert outcome.accepted == []
 
 
@@ -79,6 +80,7 @@ def test_a_server_that_answers_and_leaves_ends_the_session_at_the_next_command()
     assert text
     assert [exchange.name for exchange in outcome.exchanges] == ["CONNECT", "EHLO", "MAIL", "RCPT"]
     assert (outcome.messages, outcome.finished, outcome.accepted) == (1, False, [])
+    assert outcome.broken_off
 
 
 def test_a_server_that_says_it_leaves_ends_the_session_with_its_words() -> None:
@@ -86,14 +88,28 @@ def test_a_server_that_says_it_leaves_ends_the_session_with_its_words() -> None:
         outcome = held(sink.port, Message(DEFAULT_SENDER, (), (BAD,)), PLAIN)
     assert errors(outcome) == [("RCPT", "421 4.3.2 closing (the scenario expects 5xx)")]
     assert [exchange.name for exchange in outcome.exchanges] == ["CONNECT", "EHLO", "MAIL", "RCPT"]
-    assert (outcome.refused_recipients, outcome.finished) == (0, False)
+    assert (outcome.refused_recipients, outcome.finished, outcome.broken_off) == (0, False, False)
+
+
+def test_a_server_that_has_lost_patience_does_not_break_off() -> None:
+    with SmtpSink(leave_at=("RSET", "500 too many errors")) as sink:
+        outcome = held(sink.port, Message(DEFAULT_SENDER, (), (BAD,)), PLAIN)
+    assert [name for name, _ in errors(outcome)] == ["RSET", "MAIL"]
+    assert (outcome.finished, outcome.broken_off) == (False, False)
+
+
+def test_a_server_may_leave_at_quit() -> None:
+    with SmtpSink(drop_at="QUIT") as sink:
+        outcome = held(sink.port, PLAIN)
+    assert [name for name, _ in errors(outcome)] == ["QUIT"]
+    assert (outcome.finished, outcome.broken_off) == (True, False)
 
 
 def test_a_greeting_that_refuses_is_a_failure_with_its_text() -> None:
     with SmtpSink(greeting="554 go away") as sink:
         outcome = held(sink.port, PLAIN)
     assert errors(outcome) == [("CONNECT", "554 go away (the scenario expects 2xx)")]
-    assert (outcome.greeted, outcome.messages) == (False, 0)
+    assert (outcome.greeted, outcome.messages, outcome.broken_off) == (False, 0, False)
 
 
 def test_nobody_listening_is_a_failure(unused_port: int) -> None:

@@ -18,8 +18,12 @@ def test_outcomes_add_up() -> None:
     tally.add(outcome_of(0.001, 0.002, greeted=True, finished=True, messages=2, accepted=["a"], refused_recipients=1))
     tally.add(outcome_of(0.003, error="451 later", greeted=True, messages=1))
     tally.add(outcome_of(0.004, error="no route"))
-    assert (tally.sessions, tally.unfinished, tally.messages, tally.accepted) == (2, 2, 3, ["a"])
-    assert (tally.refused_recipients, tally.commands, tally.failures) == (1, 4, 2)
+    tally.add(outcome_of(0.001, greeted=True, finished=True, broken_off=False))
+    tally.add(outcome_of(0.001, greeted=True, broken_off=True))
+    tally.include(Tally(sessions=1, unfinished=1, broken_off=1))
+    assert (tally.unfinished, tally.broken_off) == (4, 2)
+    assert (tally.sessions, tally.messages, tally.accepted) == (5, 3, ["a"])
+    assert (tally.refused_recipients, tally.commands, tally.failures) == (1, 6, 2)
     assert tally.errors == ["MAIL: 451 later", "MAIL: no route"]
 
 

@@ -146,7 +146,7 @@ def milter_copy_fd(strikes: Chance) -> None:
 @defect(
     role="smtp",
     chapter="message file",
-    resources=("process", "task", "mail", "counter"),
+    resources=("process", "socket", "task", "mail", "counter"),
     trigger="a message is committed while other sessions go on",
     rate=None,
     scenario="accepted",
@@ -178,7 +178,7 @@ def message_file_closed_twice(strikes: Chance) -> None:
 @defect(
     role="smtp",
     chapter="pipe",
-    resources=("process", "task", "mail", "counter"),
+    resources=("process", "socket", "task", "mail", "counter"),
     trigger="a client vanishes before it has sent MAIL",
     rate=None,
     scenario="abort-at-every-state",
