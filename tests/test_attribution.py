@@ -52,7 +52,9 @@ def test_growing_memory_names_the_lines_that_made_it(tmp_path: Path) -> None:
     assert any("transfer_routes.Relay," in kind for kind in finding.examples)
 
 
-@pytest.mark.parametrize(("resource", "kind"), [("process", "died"), ("mail", "lost"), ("task", "restless"), ("socket", "broken-off")])
+@pytest.mark.parametrize(
+    ("resource", "kind"), [("process", "died"), ("mail", "lost"), ("task", "restless"), ("socket", "broken-off")]
+)
 def test_what_was_never_opened_needs_no_second_look(tmp_path: Path, resource: str, kind: str) -> None:
     finding = Finding(resource, kind, kind)  # type: ignore[arg-type]
     assert look(tmp_path, "rejected-reuse", "transfer-fd-leak", finding) == ""
