@@ -19,6 +19,7 @@ from locust import events
 from locust.env import Environment
 from locust.exception import RPCError
 from locust.runners import MasterRunner, Runner
+from locust.stats import RequestStats
 
 from harness.load.doses import DoseGiver, Doses
 from harness.load.fleet import Fleet
@@ -50,6 +51,8 @@ class Library(DoseGiver):
             environment = Environment(
                 user_classes=[user_of(scenario.name, sessions)], events=events, host=_url(order.host, order.port)
             )
+            if order.web is None:
+                environment.stats = Unread()
             runner: Runner = environment.create_local_runner()
             self._running.callback(runner.quit)
         else:
@@ -124,6 +127,18 @@ class Library(DoseGiver):
                 )
             gevent.sleep(LOOK_S)
         return runner
+
+
+class Unread(RequestStats):
+    """Locust's table of requests where nobody reads it, since there is no page: a quarter of what a command costs went
+    into it (`benchmarks/load.py`). Who listens to locust's events hears all the same, and the run has its tally.
+    """
+
+    def log_request(self, method: str, name: str, response_time: int, content_length: int) -> None:
+        """Keep nothing of it."""
+
+    def log_error(self, method: str, name: str, error: Exception | str | None) -> None:
+        """Keep nothing of it."""
 
 
 def _local_worker(master: str) -> subprocess.Popen[bytes]:

@@ -170,6 +170,26 @@ def test_what_a_scenario_file_prints_does_not_disturb(tmp_path: Path, sink: Smtp
         assert len(load.dose(0, 3, timeout_s=TIMEOUT_S).accepted) == 3
 
 
+def test_a_scenario_file_hears_of_every_command_by_locusts_events(tmp_path: Path, sink: SmtpSink) -> None:
+    path, heard = tmp_path / "hearing.py", tmp_path / "heard"
+    path.write_text(f"""
+from locust import events
+from harness.scenario import load
+SCENARIO = load("accepted")
+
+@events.request.add_listener
+def hear(name, exception, **_):
+    with open({str(heard)!r}, "a") as file:
+        print(name, exception, file=file)
+""")
+    with LoadProcess(str(path), 2, seed=1) as load:
+        load.ready("127.0.0.1", sink.port)
+        tally = load.dose(0, 30, timeout_s=TIMEOUT_S)
+    lines = heard.read_text().splitlines()
+    assert len(lines) == tally.commands
+    assert lines.count("DATA None") == 30
+
+
 def test_a_dead_child_is_an_error_with_its_last_words(tmp_path: Path, sink: SmtpSink) -> None:
     path = tmp_path / "dying.py"
     path.write_text("import os, sys\nprint('the disk is full', file=sys.stderr, flush=True)\nos._exit(7)\n")

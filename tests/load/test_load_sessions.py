@@ -87,9 +87,9 @@ def test_sessions_that_do_not_come_back_are_told(monkeypatch: pytest.MonkeyPatch
 
 
 def test_tallies_of_several_holders_add_up() -> None:
-    one = Tally(3, 10, 1.0, 1, 0, 10, ["a"], 2, 40, 0, [], {10: 30, 20: 10})
-    two = Tally(3, 20, 2.0, 2, 1, 19, ["b", "c"], 3, 80, 1, ["RCPT: no"], {10: 80})
+    one = Tally(3, 10, 1.0, 1, 0, 0, 10, ["a"], 2, 40, 0, [], {10: 30, 20: 10})
+    two = Tally(3, 20, 2.0, 2, 1, 1, 19, ["b", "c"], 3, 80, 1, ["RCPT: no"], {10: 80})
     both = Tally(3)
     both.include(one)
     both.include(two)
-    assert both == Tally(3, 30, 2.0, 3, 1, 29, ["a", "b", "c"], 5, 120, 1, ["RCPT: no"], {10: 110, 20: 10})
+    assert both == Tally(3, 30, 2.0, 3, 1, 1, 29, ["a", "b", "c"], 5, 120, 1, ["RCPT: no"], {10: 110, 20: 10})
