@@ -21,12 +21,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from harness import scenario as scenarios
-from harness.design import Design, Options
 from harness.detectors import identities
 from harness.detectors.classes import descriptor_class
-from harness.experiment import Experiment
-from harness.plan import Profile
 from harness.probes.snapshot import take_snapshot
+from harness.run.design import Design, Options
+from harness.run.experiment import Experiment
+from harness.run.plan import Profile
 from harness.targets.embedded import Embedded
 from reports.record import Dose, Judgement, RunRecord, Snapshot, TargetInfo
 

@@ -27,13 +27,13 @@ from pathlib import Path
 import msgspec
 
 from harness import __version__
-from harness.attribution import is_attributable, match
-from harness.design import REST_TIMEOUT_S
 from harness.detectors import verdict
-from harness.plan import PROFILES, Plan, Profile, Step
 from harness.probes import host
 from harness.probes.sampler import Sampler
-from harness.subject import Clock, Cut, Subject
+from harness.run.attribution import is_attributable, match
+from harness.run.design import REST_TIMEOUT_S
+from harness.run.plan import PROFILES, Plan, Profile, Step
+from harness.run.subject import Clock, Cut, Subject
 from harness.targets import Rest, Target
 from harness.targets.attach import Attached
 from harness.targets.itself import Itself

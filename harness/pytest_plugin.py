@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, cast
 import pytest
 
 if TYPE_CHECKING:
-    from harness.plan import Profile
     from harness.rig import RefusingMX
+    from harness.run.plan import Profile
     from harness.targets import Target
     from harness.targets.choice import MakeTarget
     from harness.targets.embedded import Embedded
@@ -131,10 +131,10 @@ def target(
 @pytest.fixture
 def leak_record(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> RunRecord:
     """The record of the run that the test's marker asks for."""
-    from harness.attribution import run_and_explain
-    from harness.design import Design, Options
     from harness.load.process import LoadError
     from harness.remote_mx.process import RemoteMXError
+    from harness.run.attribution import run_and_explain
+    from harness.run.design import Design, Options
     from harness.scenario import ScenarioError
     from harness.scenario import load as load_scenario
     from harness.targets import TargetError
@@ -279,7 +279,7 @@ def _is_traced(config: pytest.Config) -> bool:
 
 
 def _profile(config: pytest.Config, name: str | None = None) -> Profile:
-    from harness.plan import PROFILES
+    from harness.run.plan import PROFILES
 
     name = name or config.getoption("--seatbelt-profile") or str(config.getini("seatbelt_profile"))
     if name not in PROFILES:
@@ -342,7 +342,7 @@ def _keep(request: pytest.FixtureRequest, record: RunRecord) -> None:
     directory = _report_directory(request.config)
     if directory is None:
         return
-    from harness import reporting
+    from harness.commands import reporting
 
     directory.mkdir(parents=True, exist_ok=True)
     number = request.node.stash.setdefault(_KEPT, 0) + 1

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from harness.design import HOME, REFUSING
 from harness.remote_mx.ledger import LedgerReport, ListenerReport
 from harness.remote_mx.process import RemoteMX
+from harness.run.design import HOME, REFUSING
 from harness.targets import Target
 from harness.targets.choice import MakeTarget
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from harness.leak_check import LeakCheck, watched
-from harness.plan import Profile
+from harness.run.plan import Profile
 from harness.targets import TargetError
 from tests.live import Live
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from harness.accounts import planned
+from harness.run.accounts import planned
 from harness.scenario import Message, SessionPlan, Step
 
 

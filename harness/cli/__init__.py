@@ -14,7 +14,7 @@ import typer
 
 from harness import __version__
 from harness.cli import judging, records, tools
-from harness.status import INCONCLUSIVE, USAGE
+from harness.commands.status import INCONCLUSIVE, USAGE
 
 BISECTION_ENDS = 128  # for `git bisect run` the 2 of a wrong option is a bad commit
 

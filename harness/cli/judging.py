@@ -28,7 +28,7 @@ from harness.cli.options import (
     Verbose,
     not_empty,
 )
-from harness.status import INCONCLUSIVE
+from harness.commands.status import INCONCLUSIVE
 
 
 class By(enum.StrEnum):
@@ -102,11 +102,11 @@ def run(
 
     try:
         with terminated_as_interrupted(), Held() as interrupts:
-            from harness import running
-            from harness.design import Options
+            from harness.commands import running
+            from harness.commands.reporting import Files
             from harness.load import choice as loads
-            from harness.plan import PROFILES
-            from harness.reporting import Files
+            from harness.run.design import Options
+            from harness.run.plan import PROFILES
             from harness.targets import choice as targets
 
             wanted = running.Wanted(
@@ -168,7 +168,7 @@ def ab(
     verbose: Verbose = False,
 ) -> None:
     """One scenario on two builds: what b leaks and a does not. For `git bisect run`: 0 good, 1 bad, 125 skip."""
-    from harness.ab import Wanted, run
+    from harness.commands.ab import Wanted, run
 
     wanted = Wanted(
         scenario=scenario,
@@ -202,7 +202,7 @@ def watch(
     verbose: Verbose = False,
 ) -> None:
     """Judge a server that runs already by the work that it gets: probes only, no load."""
-    from harness import reporting, watching
+    from harness.commands import reporting, watching
 
     files = reporting.Files(html, junit, markdown)
     status = watching.run(

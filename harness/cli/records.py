@@ -21,7 +21,7 @@ def report(
     json: Annotated[Path | None, typer.Option(metavar="FILE.json", help="as a record again")] = None,
 ) -> None:
     """A run's report again, from its record: on the terminal, or as the files that are asked for."""
-    from harness import reporting
+    from harness.commands import reporting
 
     raise typer.Exit(reporting.run(record, reporting.Files(html, junit, markdown, json)))
 
@@ -34,7 +34,7 @@ def compare(
     until: Annotated[str | None, typer.Option(metavar="DATE", help="last day of --accept, as 2027-01-31")] = None,
 ) -> None:
     """Two run records: what leaks more, what leaks less, what costs more; status 1 when something got worse."""
-    from harness import comparing
+    from harness.commands import comparing
 
     raise typer.Exit(comparing.run(old, new, baseline, accept, until))
 
@@ -46,7 +46,7 @@ def history(
     every: Annotated[bool, typer.Option("--all", help="series without a change, too")] = False,
 ) -> None:
     """What runs of many builds have in common: between which builds something rose or fell."""
-    from harness import history as histories
+    from harness.commands import history as histories
 
     raise typer.Exit(histories.run(file, add, build, every=every))
 
@@ -57,7 +57,7 @@ def repro(
     finding: Finding = 1,
 ) -> None:
     """Write a stand-alone script that shows one finding again: status 1 while the leak is there, 0 when it is gone."""
-    from harness import reproducing
+    from harness.commands import reproducing
 
     raise typer.Exit(reproducing.run(record, finding, output))
 

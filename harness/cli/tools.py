@@ -66,7 +66,7 @@ def fds(
     summary: Annotated[bool, typer.Option("--summary", help="counts by role and kind")] = False,
 ) -> None:
     """What a process and its children hold open, as lsof shows it, classified."""
-    from harness import fds as table
+    from harness.commands import fds as table
 
     raise typer.Exit(table.run(pid, as_json=json, summary=summary))
 
@@ -78,10 +78,10 @@ def worker(
     import os
 
     os.environ["LOCUST_SKIP_MONKEY_PATCH"] = "1"  # before locust is imported; all I/O is the bridge's
+    from harness.commands.status import usage_error
     from harness.load import worker as workers
     from harness.load.choice import address as parse
     from harness.load.conversation import LoadError
-    from harness.status import usage_error
 
     try:
         host, port = parse(master, "--master")

@@ -38,7 +38,7 @@ class Settings:
 
 
 class ChosenLoad:
-    """Makes a run's load, when called (harness.design.MakeLoad). One of our own is there until `stop`."""
+    """Makes a run's load, when called (harness.run.design.MakeLoad). One of our own is there until `stop`."""
 
     def __init__(self, settings: Settings, board: Path | None) -> None:
         """`board`: the file that a page shows. Raises LoadError for settings that contradict each other."""

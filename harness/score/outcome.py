@@ -7,7 +7,7 @@ import re
 from functools import lru_cache
 from pathlib import Path
 
-from harness.attribution import is_attributable
+from harness.run.attribution import is_attributable
 from harness.score.cases import Case
 from harness.score.rules import RULES
 from mta_under_test.defects import Defect

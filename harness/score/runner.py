@@ -28,7 +28,7 @@ from reports.score import Row
 RUN_TIMEOUT_S = 600.0
 IMPORTED = [  # what cannot be found is left out, and costs its time in each run
     "harness.cli",
-    "harness.running",
+    "harness.commands.running",
     "harness.targets.embedded",
     "mta_under_test.defects",
     "scipy.special",

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import msgspec
 
-from harness.design import Progress
+from harness.commands.keeping import check_writable
+from harness.commands.progress import progress
 from harness.interruption import terminated_as_interrupted
-from harness.keeping import check_writable
-from harness.progress import progress
 from harness.remote_mx.process import RemoteMXError
+from harness.run.design import Progress
 from harness.shrink import dialogue as dialogues
 from harness.shrink.dialogue import Dialogue
 from harness.shrink.oracle import Oracle, Uncountable

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import msgspec
 
-from harness.accounts import planned
+from harness.run.accounts import planned
 from harness.scenario import SessionPlan, Step
 from harness.shrink.ddmin import ddmin
 from harness.steps import DATA, EHLO, END, GREETING, RSET, body, header, mail, rcpt

@@ -23,14 +23,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from harness.design import HOME, REFUSING
 from harness.detectors.identities import Key, held
 from harness.load import session
 from harness.load.tally import Ticket
 from harness.remote_mx.process import RemoteMX
+from harness.run.design import HOME, REFUSING
+from harness.run.subject import Clock, Cut, Subject
 from harness.scenario import SessionPlan, Step
 from harness.shrink.dialogue import Dialogue
-from harness.subject import Clock, Cut, Subject
 from harness.targets import FollowsMail, Target, TargetError
 from harness.targets.choice import MakeTarget
 from reports.record import Conditions, Finding, Incident, PlannedSession, PlannedStep, Process

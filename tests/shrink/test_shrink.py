@@ -14,8 +14,8 @@ import pytest
 from typer.testing import CliRunner
 
 from harness import scenario
-from harness.accounts import planned
 from harness.cli import app
+from harness.run.accounts import planned
 from harness.scenario import SessionPlan
 from harness.steps import EHLO, GREETING, NOOP, RSET
 from harness.targets.embedded import Embedded

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from harness import scenario
-from harness.accounts import planned
+from harness.run.accounts import planned
 from harness.scenario import SessionPlan, Step
 from harness.shrink.dialogue import Dialogue, joined, of, shorter, shrink
 from harness.steps import DATA, EHLO, END, GREETING, STARTTLS, body, mail, rcpt

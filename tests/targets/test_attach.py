@@ -16,9 +16,9 @@ import psutil
 import pytest
 
 from harness import scenario as scenarios
-from harness.design import Design, Options
-from harness.experiment import Experiment
-from harness.plan import Profile
+from harness.run.design import Design, Options
+from harness.run.experiment import Experiment
+from harness.run.plan import Profile
 from harness.targets import TargetError
 from harness.targets.attach import Attached, locate
 from harness.targets.choice import Settings, choose

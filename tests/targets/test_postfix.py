@@ -13,11 +13,11 @@ import pytest
 
 from harness import scenario as scenarios
 from harness.agent import native
-from harness.design import Design, Options
-from harness.experiment import Experiment
-from harness.plan import Profile
 from harness.probes.snapshot import take_snapshot
 from harness.remote_mx.process import RemoteMX
+from harness.run.design import Design, Options
+from harness.run.experiment import Experiment
+from harness.run.plan import Profile
 from harness.targets import TargetError
 from harness.targets.choice import Settings, choose
 from harness.targets.postfix import Postfix

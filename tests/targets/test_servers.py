@@ -8,10 +8,10 @@ import psutil
 import pytest
 
 from harness import scenario as scenarios
-from harness.attribution import run_and_explain
-from harness.design import Design, Options
-from harness.experiment import Experiment
-from harness.plan import Profile
+from harness.run.attribution import run_and_explain
+from harness.run.design import Design, Options
+from harness.run.experiment import Experiment
+from harness.run.plan import Profile
 from harness.targets import description
 from harness.targets.choice import Settings, choose
 from reports.record import RunRecord

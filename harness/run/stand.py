@@ -10,11 +10,11 @@ from contextlib import ExitStack
 
 import msgspec
 
-from harness.design import HOME, REFUSING, Design
 from harness.interruption import Held, uninterrupted
 from harness.load.conversation import Conversation
 from harness.remote_mx.process import RemoteMX
-from harness.subject import Clock, Subject
+from harness.run.design import HOME, REFUSING, Design
+from harness.run.subject import Clock, Subject
 from harness.targets import LosesPatience, Target
 from harness.targets.cgroup import Cgroup
 from reports.record import RunRecord, TargetInfo

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from harness.live import MOST_TIMES, Live, seen
+from harness.commands.live import MOST_TIMES, Live, seen
 from harness.load import board as boards
 from harness.load.board import Board
 from harness.probes.glance import Glance, glance

@@ -11,16 +11,16 @@ import resource
 from contextlib import ExitStack
 from typing import Literal
 
-from harness.accounts import opened
-from harness.design import Design
 from harness.detectors import footprint, verdict
-from harness.dosing import Dosing, Over
 from harness.interruption import uninterrupted
 from harness.load.conversation import LoadError
 from harness.probes.sampler import Sampler
 from harness.remote_mx.process import RemoteMXError
-from harness.stand import Stand
-from harness.subject import Cut
+from harness.run.accounts import opened
+from harness.run.design import Design
+from harness.run.dosing import Dosing, Over
+from harness.run.stand import Stand
+from harness.run.subject import Cut
 from harness.targets import TargetError
 from reports.record import Incident, RunRecord
 

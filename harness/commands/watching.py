@@ -12,11 +12,11 @@ from pathlib import Path
 import typer
 from rich.console import Console
 
-from harness import reporting
+from harness.commands import reporting
+from harness.commands.progress import progress
 from harness.interruption import terminated_as_interrupted
-from harness.plan import PROFILES
-from harness.progress import progress
-from harness.soak import FIRST_DOSE, By, HistoryError, Soak, usual
+from harness.run.plan import PROFILES
+from harness.run.soak import FIRST_DOSE, By, HistoryError, Soak, usual
 from harness.targets import TargetError
 from harness.targets.attach import Attached
 from reports import terminal

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.plan import Profile
-from harness.soak import By, HistoryError, Soak
+from harness.run.plan import Profile
+from harness.run.soak import By, HistoryError, Soak
 from harness.targets.attach import Attached
 from reports.record import RunRecord, load, save
 from tests.live import Live

@@ -17,21 +17,22 @@ from pathlib import Path
 
 from rich.console import Console
 
-from harness import comparing, isolation, keeping, reporting
+from harness import isolation
 from harness import scenario as scenarios
-from harness.attribution import run_and_explain
-from harness.design import Design, Options
-from harness.experiment import Experiment, interrupted
-from harness.history import append
+from harness.commands import comparing, keeping, reporting
+from harness.commands.history import append
+from harness.commands.live import Live, stay
+from harness.commands.progress import progress
+from harness.commands.status import OF_VERDICT, usage_error
 from harness.interruption import uninterrupted
-from harness.live import Live, stay
 from harness.load import choice as loads
 from harness.load.conversation import LoadError
-from harness.progress import progress
 from harness.remote_mx.policy import Policy, PolicyError
 from harness.remote_mx.process import RemoteMXError
+from harness.run.attribution import run_and_explain
+from harness.run.design import Design, Options
+from harness.run.experiment import Experiment, interrupted
 from harness.scenario import Scenario
-from harness.status import OF_VERDICT, usage_error
 from harness.targets import Target, TargetError
 from harness.targets import choice as targets
 from reports import baseline as baselines

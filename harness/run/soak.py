@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Literal
 
 from harness import __version__
-from harness.design import Progress
 from harness.detectors import verdict
-from harness.plan import Plan, Profile, Step
 from harness.probes import host, processes
 from harness.probes import snapshot as probe
 from harness.probes.arrivals import Arrivals, accepted_ever
 from harness.probes.sampler import Sampler
+from harness.run.design import Progress
+from harness.run.plan import Plan, Profile, Step
 from harness.targets.attach import Attached
 from reports.record import Dose, Incident, Judgement, RunRecord, Snapshot, TargetInfo, load, save
 

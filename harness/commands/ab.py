@@ -15,15 +15,16 @@ from typing import TypeVar
 import msgspec
 from rich.console import Console
 
-from harness import comparing, keeping, plan
 from harness import scenario as scenarios
-from harness.design import Design, Options
-from harness.experiment import Experiment
+from harness.commands import comparing, keeping
+from harness.commands.progress import progress
 from harness.interruption import terminated_as_interrupted
 from harness.load.process import LoadError
-from harness.progress import progress
 from harness.remote_mx.policy import Policy, PolicyError
 from harness.remote_mx.process import RemoteMXError
+from harness.run import plan
+from harness.run.design import Design, Options
+from harness.run.experiment import Experiment
 from harness.scenario import Scenario
 from harness.targets import TargetError
 from harness.targets.choice import MakeTarget, Settings

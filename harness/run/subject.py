@@ -9,11 +9,11 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Sequence
 
-from harness.design import REST_TIMEOUT_S
 from harness.probes import processes
 from harness.probes import snapshot as probe
 from harness.probes.processes import Roles, default_role
-from harness.quiescence import POLLS, Listeners, Quiescence
+from harness.run.design import REST_TIMEOUT_S
+from harness.run.quiescence import POLLS, Listeners, Quiescence
 from harness.targets import NamesRoles, Rest, Target
 from reports.record import Incident, Snapshot
 

@@ -13,13 +13,13 @@ import pytest
 from msgspec.structs import replace
 from typer.testing import CliRunner
 
-from harness.ab import BAD, GOOD, SKIP, difference
 from harness.cli import app
-from harness.experiment import Experiment
+from harness.commands.ab import BAD, GOOD, SKIP, difference
+from harness.run.experiment import Experiment
 from reports.record import Dose, Finding, Process, RunRecord, Snapshot, TargetInfo, Verdict
 from reports.record import Tested as Judged
 
-GREETER = (Path(__file__).parent / "servers" / "greeter.py").read_text()
+GREETER = (Path(__file__).parents[1] / "servers" / "greeter.py").read_text()
 LEAKING = GREETER.replace("    os.close(descriptor)", "    kept.append(descriptor)")
 SEATBELT = f"{shlex.quote(sys.executable)} -m harness.cli"
 GIT = ["git", "-c", "user.name=t", "-c", "user.email=t@t.test", "-c", "init.defaultBranch=main", "-c", "gc.auto=0"]

@@ -15,11 +15,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from harness.design import Progress
 from harness.detectors import verdict
 from harness.load import board as boards
 from harness.load.board import Board, DoseLine, Line, Seen
 from harness.probes.glance import Glance, glance
+from harness.run.design import Progress
 from reports import terminal
 from reports.record import Dose, Finding, RunRecord
 
@@ -28,7 +28,7 @@ MOST_TIMES = 240  # then every other one goes, and half as many come
 
 
 class Live:
-    """An observer (harness.design.Observer) and a progress; a context manager. Without a `path` for the board there
+    """An observer (harness.run.design.Observer) and a progress; a context manager. Without a `path` for the board there
     is nobody to look, and nothing to do. `on_page` is told the page's URL when there is one.
     """
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from harness.plan import PROFILES, Plan
+from harness.run.plan import PROFILES, Plan
 from reports.record import DOSES_PER_ROUND
 
 

@@ -18,18 +18,18 @@ from pathlib import Path
 
 import msgspec
 
-from harness.accounts import opened
-from harness.design import Design
 from harness.detectors import growth
 from harness.detectors.classes import DELETED, descriptor_class, listening_ports, unexplained_files
-from harness.dosing import Dosing
-from harness.experiment import Experiment
 from harness.load.conversation import LoadError
-from harness.plan import Step
 from harness.probes import descriptors
 from harness.remote_mx.process import RemoteMXError
-from harness.stand import Stand
-from harness.subject import Cut
+from harness.run.accounts import opened
+from harness.run.design import Design
+from harness.run.dosing import Dosing
+from harness.run.experiment import Experiment
+from harness.run.plan import Step
+from harness.run.stand import Stand
+from harness.run.subject import Cut
 from harness.targets import TargetError, Untraceable
 from harness.tracing import Line, Stack, Trace
 from harness.tracing.choice import Tracing
@@ -47,7 +47,7 @@ DOSES = 2  # after the warm-up: what grows in each of them is what keeps growing
 MOST_SITES = 3  # of memory
 MOST_TYPES = 5
 MOST_LINES = 6
-HOME = Path(__file__).resolve().parents[1]  # paths below it are told without it
+HOME = Path(__file__).resolve().parents[2]  # paths below it are told without it
 
 
 def run_and_explain(design: Design) -> RunRecord:

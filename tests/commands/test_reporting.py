@@ -8,8 +8,8 @@ from xml.etree import ElementTree as ET
 import pytest
 from typer.testing import CliRunner
 
-from harness import reporting
 from harness.cli import app
+from harness.commands import reporting
 from reports.record import load, save
 from tests.reports.drawn import record
 

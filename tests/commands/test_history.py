@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from harness import history as command
 from harness.cli import app
+from harness.commands import history as command
 from reports import history
 from reports.record import (
     Footprint,

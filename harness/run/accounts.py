@@ -12,13 +12,13 @@ from datetime import UTC, datetime
 import msgspec
 
 from harness import __version__, isolation, mail
-from harness.design import REFUSING, Design
 from harness.load.tally import Tally, summary
 from harness.probes import host
 from harness.remote_mx.ledger import LedgerReport, ListenerReport
 from harness.remote_mx.process import RemoteMXError
+from harness.run.design import REFUSING, Design
+from harness.run.stand import Stand
 from harness.scenario import SessionPlan
-from harness.stand import Stand
 from harness.targets import TellsWhatItOwes
 from reports.record import (
     Conditions,

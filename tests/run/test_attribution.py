@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from harness import scenario as scenarios
-from harness.accounts import opened
-from harness.attribution import SecondLook
-from harness.design import Design
+from harness.run.accounts import opened
+from harness.run.attribution import SecondLook
+from harness.run.design import Design
 from harness.targets.choice import Settings, choose
 from harness.targets.embedded import Embedded
 from reports.record import Finding

@@ -9,12 +9,12 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
-from harness.accounts import Accounts
-from harness.design import REFUSING, Design
 from harness.load.tally import Tally, summary
-from harness.plan import Step
-from harness.stand import Stand
-from harness.subject import Cut
+from harness.run.accounts import Accounts
+from harness.run.design import REFUSING, Design
+from harness.run.plan import Step
+from harness.run.stand import Stand
+from harness.run.subject import Cut
 from harness.targets import CountsTraffic, FollowsMail, Rest
 from reports.record import Dose, Incident, RunRecord, Snapshot
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from harness.design import Progress as Show
+from harness.run.design import Progress as Show
 
 
 @contextmanager

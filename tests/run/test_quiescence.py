@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from harness import quiescence
 from harness.probes.snapshot import inspect
-from harness.quiescence import Quiescence
+from harness.run import quiescence
+from harness.run.quiescence import Quiescence
 from harness.targets import Rest
 from reports.record import Incident
 

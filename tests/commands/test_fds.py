@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import pytest
 
-from harness.fds import Row, run
+from harness.commands.fds import Row, run
 from tests.probes.probed import as_another_user, holds_everything, python
 from tests.processes.daemon import CONFIGURATION, Smtpd
 

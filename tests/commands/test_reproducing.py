@@ -12,9 +12,9 @@ import pytest
 from typer.testing import CliRunner
 
 from harness import scenario
-from harness.accounts import opened
 from harness.cli import app
-from harness.design import Design
+from harness.run.accounts import opened
+from harness.run.design import Design
 from harness.targets.embedded import Embedded
 from reports.record import Finding, RunRecord, TargetInfo, load, save
 

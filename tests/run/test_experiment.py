@@ -12,9 +12,9 @@ import psutil
 import pytest
 
 from harness import scenario as scenarios
-from harness.design import Design, Options
-from harness.experiment import Experiment
-from harness.plan import Profile
+from harness.run.design import Design, Options
+from harness.run.experiment import Experiment
+from harness.run.plan import Profile
 from harness.scenario import Scenario
 from harness.targets import Rest
 from harness.targets.choice import Settings, choose
@@ -189,7 +189,7 @@ def test_a_process_that_is_killed_is_a_finding_by_name(tmp_path: Path) -> None:
 def test_a_session_that_the_server_breaks_off_is_a_finding_and_one_that_it_ends_is_none(
     tmp_path: Path, words: str, verdict: str
 ) -> None:
-    greeter = (Path(__file__).parent / "servers" / "greeter.py").read_text()
+    greeter = (Path(__file__).parents[1] / "servers" / "greeter.py").read_text()
     server, answers = tmp_path / "server.py", '        writer.write(b"250 ok'
     leaves = f"""
         kept.append(line)

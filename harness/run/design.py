@@ -13,7 +13,7 @@ from typing import Protocol
 
 from harness.load.conversation import Conversation
 from harness.load.process import LoadProcess
-from harness.plan import PROFILES, Plan, Profile
+from harness.run.plan import PROFILES, Plan, Profile
 from harness.scenario import Scenario
 from harness.targets.choice import MakeTarget
 from reports.record import RunRecord, TargetInfo
