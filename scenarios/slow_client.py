@@ -30,6 +30,7 @@ SCENARIO = Scenario(
     unit="message",
     session=session,
     units_per_session=2,
+    users=20,  # who mostly wait
     promises=(Promise("delivered", 300, advice="see in the target's log why mail was not delivered"),),
 )
 

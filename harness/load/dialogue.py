@@ -16,7 +16,7 @@ from harness.load.tally import Exchange, Outcome, Ticket
 from harness.scenario import SENDER_DOMAIN, Step
 
 ANSWER_BYTES = 1 << 16  # of one answer; a server that says more is not answering
-SILENCE_S = 1.0
+SILENCE_S = 0.25  # long enough for the server to have nothing else to do than wait for this client
 _LINGER = struct.pack("ii", 1, 0)  # close() sends RST (socket(7), SO_LINGER)
 
 
