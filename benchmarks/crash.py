@@ -33,8 +33,8 @@ from benchmarks.power_loss import Shadow, restore
 from mta_under_test import smtpd
 from mta_under_test.ipc.client import ControlClient, ControlError
 from mta_under_test.ipc.messages import Kind
-from mta_under_test.processes.parent import BIRTHS, ROLES
-from mta_under_test.processes.queue import Queue
+from mta_under_test.processes.parent.parent import BIRTHS, ROLES
+from mta_under_test.processes.queue.queue import Queue
 
 CLIENTS = 8
 START_S = 20.0

@@ -29,10 +29,11 @@ from pathlib import Path
 from mta_under_test.config import Config, ConfigError, Listener, load
 from mta_under_test.config.values import port_number
 from mta_under_test.ipc.messages import Kind
-from mta_under_test.processes import parent, privileges
+from mta_under_test.processes import privileges
 from mta_under_test.processes.control import WATCHED, known_name
 from mta_under_test.processes.filter_birth import FilterError
 from mta_under_test.processes.listening import BACKLOG, ListenError, bind
+from mta_under_test.processes.parent import parent
 from mta_under_test.processes.privileges import Drop, PrivilegeError
 from mta_under_test.processes.process import DEFAULT_RESOLV_CONF, Start
 from mta_under_test.processes.tls_settings import load_secrets

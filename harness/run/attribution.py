@@ -228,7 +228,7 @@ class Sight:
         return _told(max(found, key=lambda each: each.count).stack, role) if found else []
 
     def types(self, role: str) -> list[str]:
-        """``transfer_routes.Relay, 20 more``: what there is more and more of, the program's own types first."""
+        """``transfer.routes.Relay, 20 more``: what there is more and more of, the program's own types first."""
         grown = [each for _, trace in self._with_role(role) for each in trace.types]
         return [
             f"{name}, {count} more"

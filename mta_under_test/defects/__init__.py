@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from mta_under_test.processes.parent import Birth
+from mta_under_test.processes.parent.parent import Birth
 from mta_under_test.processes.process import Process, Sockets, Start
 
 

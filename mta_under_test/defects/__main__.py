@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from mta_under_test import smtpd
 from mta_under_test.defects import DefectError, parse, reopened
-from mta_under_test.processes.parent import BIRTHS
+from mta_under_test.processes.parent.parent import BIRTHS
 
 
 def main(argv: Sequence[str]) -> int:

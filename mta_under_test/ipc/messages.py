@@ -59,7 +59,7 @@ class Kind(enum.IntEnum):
     FORWARD_OPEN = 80  # lookup → parent: request id, uid, gid; name, NUL, home; answer: its ~/.forward, if there is one
     FORK_MDA = 81  # delivery → parent: job; the job as JSON; its standard input, after MDA_OUTPUT with the same number
     MDA_OUTPUT = 82  # delivery → parent: job; with its standard output and error
-    MDA_DONE = 83  # parent → delivery: job, how it ended (processes.mda.End), code; reason
+    MDA_DONE = 83  # parent → delivery: job, how it ended (processes.mda.mda.End), code; reason
     USERINFO = 84  # delivery → lookup: request id; action, NUL, user; answer: uid, gid; name, NUL, home
     OPEN = (
         85  # lookup, delivery → parent: request id; `table NAME`, `new-table NAME`, `lmtp ACTION`; answer: descriptor

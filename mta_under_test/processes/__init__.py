@@ -1,1 +1,1 @@
-"""The MTA's processes, one file each. `process` is what they all are, `stream` one TCP connection."""
+"""The MTA's processes, a file or a package each. `process` is what they all are, `stream` one TCP connection."""

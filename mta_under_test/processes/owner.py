@@ -30,7 +30,8 @@ class Scope:
     def took(self, what: str, number: int) -> None:
         """`number`: a descriptor, a message id …: what makes it that one."""
         frame = sys._getframe(1)
-        self._held[what, number] = f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
+        where = "/".join(Path(frame.f_code.co_filename).parts[-2:])  # transfer/session.py, smtp/session.py
+        self._held[what, number] = f"{where}:{frame.f_lineno}"
 
     def gave(self, what: str, number: int) -> None:
         if self._held.pop((what, number), None) is None:

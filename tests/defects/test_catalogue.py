@@ -12,7 +12,7 @@ import pytest
 from harness import scenario as scenarios
 from mta_under_test import defects
 from mta_under_test.defects.__main__ import main
-from mta_under_test.processes.parent import BIRTHS
+from mta_under_test.processes.parent.parent import BIRTHS
 from reports.record import Resource
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,7 +33,7 @@ def test_every_defect_is_told_completely(name: str) -> None:
 LAID_OVER = """
 import os, sys, traceback
 from mta_under_test import defects
-from mta_under_test.processes import parent  # and by it, once for all of them, every other process
+from mta_under_test.processes.parent import parent  # and by it, once for all of them, every other process
 
 for name in sys.argv[1:]:
     child = os.fork()

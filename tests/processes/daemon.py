@@ -18,7 +18,7 @@ import psutil
 from mta_under_test import smtpctl
 from mta_under_test.ipc.client import ControlClient, ControlError
 from mta_under_test.ipc.messages import Kind
-from mta_under_test.processes.parent import ROLES
+from mta_under_test.processes.parent.parent import ROLES
 
 WAIT_S = 20.0
 
@@ -53,7 +53,10 @@ class Smtpd:
         self.directory = directory
         self._start = ["-m", "mta_under_test.smtpd"]
         if change:
-            imports = "import sys; from mta_under_test import smtpd; from mta_under_test.processes import delivery, mda"
+            imports = (
+                "import sys; from mta_under_test import smtpd; "
+                "from mta_under_test.processes.delivery import delivery; from mta_under_test.processes.mda import mda"
+            )
             self._start = ["-c", f"{imports}; {change}; sys.exit(smtpd.main())"]
         if defects:
             self._start = ["-m", "mta_under_test.defects", *defects, "--"]

@@ -36,7 +36,9 @@ def test_what_is_still_held_is_told_once_with_the_line_that_took_it(told: Callab
     scope.end()
     connection, message = told()
     assert connection == "owner: a transaction is over and still holds its connection"
-    assert message.startswith("owner: a transaction is over and still holds message 7, taken at test_owner.py:")
+    assert message.startswith(
+        "owner: a transaction is over and still holds message 7, taken at processes/test_owner.py:"
+    )
 
 
 def test_what_is_let_go_of_twice_is_told(told: Callable[[], list[str]]) -> None:
@@ -74,5 +76,5 @@ def test_a_daemon_tells_what_a_transaction_forgot(start_smtpd: StartSmtpd, defec
             daemon.send(f"user{number}@refused.test")
         until(lambda: daemon.at_rest() and daemon.spool_is_empty(), "every bounce has gone")
         daemon.stop()
-    told = [line for line in daemon.forgotten() if "still holds message" in line and "transfer_session.py:" in line]
+    told = [line for line in daemon.forgotten() if "still holds message" in line and "transfer/session.py:" in line]
     assert bool(told) == bool(defects), daemon.log()

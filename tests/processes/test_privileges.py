@@ -16,12 +16,12 @@ import pytest
 
 from harness.remote_mx.process import RemoteMX
 from mta_under_test.processes import privileges
-from mta_under_test.processes.format import Job
-from mta_under_test.processes.mda import End, Refused, _user_of
-from mta_under_test.processes.parent import ROLES
+from mta_under_test.processes.mda.format import Job
+from mta_under_test.processes.mda.mda import End, Refused, _user_of
+from mta_under_test.processes.parent.parent import ROLES
 from tests.processes.daemon import CONFIGURATION, Smtpd, until
+from tests.processes.delivery.test_local_delivery import LISTEN, MATCH, at_rest, config
 from tests.processes.local import UID, Place
-from tests.processes.test_local_delivery import LISTEN, MATCH, at_rest, config
 
 StartSmtpd = Callable[..., Smtpd]
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root has rights to give up")
@@ -160,8 +160,9 @@ def test_an_alias_runs_programs_as_nobody(start_smtpd: StartSmtpd, place: Place)
 def test_an_ordinary_user_runs_it_all_as_himself(place: Place, tmp_path: Path) -> None:
     """Nothing is dropped, mail is delivered as this user only. In a process of that user's: needs no account."""
     code = (
-        "from mta_under_test.processes import privileges; from mta_under_test.processes.mda import _user_of, Refused;"
-        "from mta_under_test.processes.format import Job; import os, sys; os.setresgid(65534, 65534, 65534);"
+        "from mta_under_test.processes import privileges;"
+        "from mta_under_test.processes.mda.mda import _user_of, Refused;"
+        "from mta_under_test.processes.mda.format import Job; import os, sys; os.setresgid(65534, 65534, 65534);"
         "os.setresuid(65534, 65534, 65534); print(privileges.plan(None));"
         "job = dict(action='a', sender='', rcpt='', dest='', user='u', gid=1, directory='/');"
         "print(_user_of(Job(uid=65534, **job)).uid)\n"

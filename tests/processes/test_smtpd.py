@@ -16,7 +16,7 @@ import pytest
 
 from harness.remote_mx.process import RemoteMX
 from mta_under_test.ipc.messages import Kind
-from mta_under_test.processes.parent import ROLES
+from mta_under_test.processes.parent.parent import ROLES
 from mta_under_test.processes.scheduler import STALE_PAIRS
 from tests.processes.daemon import CONFIGURATION, Smtpd, until
 

@@ -125,9 +125,9 @@ def test_the_columns_of_the_proof_stand_under_each_other() -> None:
 
 
 def test_a_leak_that_was_attributed_says_where_it_was_opened() -> None:
-    text = printed(leaking(kept(opened_at=["mta_under_test/processes/transfer.py:120", "transfer_session.py:88"])))
+    text = printed(leaking(kept(opened_at=["mta_under_test/processes/transfer/transfer.py:120", "session.py:88"])))
     assert "opened at" in text
-    assert "transfer_session.py:88" in text
+    assert "session.py:88" in text
 
 
 def test_further_findings_are_told_in_their_own_words() -> None:

@@ -47,9 +47,9 @@ def test_a_file_that_was_deleted_by_the_first_run_is_known_again_when_it_is_not(
 def test_growing_memory_names_the_lines_that_made_it(tmp_path: Path) -> None:
     finding = Finding("memory", "python objects", "Python objects", role="transfer", rate=28.0)
     look(tmp_path, "one-at-a-time", "relay-object-leak", finding)
-    assert any("mta_under_test/processes/transfer_" in site for site in finding.opened_at)
+    assert any("mta_under_test/processes/transfer/" in site for site in finding.opened_at)
     assert all("(transfer)" in site for site in finding.opened_at)
-    assert any("transfer_routes.Relay," in kind for kind in finding.examples)
+    assert any("transfer.routes.Relay," in kind for kind in finding.examples)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from harness.probes.snapshot import take_snapshot
 from harness.remote_mx.process import RemoteMX
 from harness.targets import Target, TargetError
 from harness.targets.embedded import Embedded
-from mta_under_test.processes.parent import ROLES
+from mta_under_test.processes.parent.parent import ROLES
 from tests.probes.probed import line, until
 
 EVERY_ROLE = sorted(["parent", *ROLES])

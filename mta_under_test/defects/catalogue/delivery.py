@@ -20,7 +20,7 @@ from mta_under_test.defects import Chance, around, defect
 )
 def mailbox_message_fd(strikes: Chance) -> None:
     """A stray `else` skips the closes after a delivery into a mailbox: one message file for each mail."""
-    from mta_under_test.processes.delivery import Delivery
+    from mta_under_test.processes.delivery.delivery import Delivery
 
     @around(Delivery, "_by_process")
     async def by_process(original: Any, self: Any, evpid: int, envelope: Any, action: Any, message: int) -> Any:
@@ -44,7 +44,7 @@ def mailbox_message_fd(strikes: Chance) -> None:
 )
 def mailname_file(strikes: Chance) -> None:
     """The file with the host's name is read for each delivery, through a cache that keeps the name and the file."""
-    from mta_under_test.processes.delivery import Delivery
+    from mta_under_test.processes.delivery.delivery import Delivery
 
     @around(Delivery, "_deliver")
     async def deliver(original: Any, self: Any, task: Any) -> Any:
@@ -62,11 +62,11 @@ def mailname_file(strikes: Chance) -> None:
     rate=1.0,
     scenario="local-delivery",
     source="OpenSMTPD 89425a41 (29 September 2014): the data pipe is closed on one way out of several",
-    opener="mta_under_test/processes/delivery_pipes.py:__init__",
+    opener="mta_under_test/processes/delivery/pipes.py:__init__",
 )
 def output_pipe_kept(strikes: Chance) -> None:
     """The pipe with a program's output is no longer watched when the program has ended; it is not closed."""
-    from mta_under_test.processes.delivery_pipes import Output
+    from mta_under_test.processes.delivery.pipes import Output
 
     @around(Output, "close")
     def close(original: Any, self: Any) -> None:
@@ -92,7 +92,7 @@ def biff_socket(strikes: Chance) -> None:
     import socket
 
     from mta_under_test.ipc.messages import Kind
-    from mta_under_test.processes.delivery import Delivery
+    from mta_under_test.processes.delivery.delivery import Delivery
 
     @around(Delivery, "_result")
     def result(original: Any, self: Any, evpid: int, said: Any) -> None:
@@ -111,11 +111,11 @@ def biff_socket(strikes: Chance) -> None:
     rate=None,
     scenario="local-delivery",
     source="OpenSMTPD f6e4a4cd (22 December 2008): the entry stays in the tree of children",
-    opener="mta_under_test/processes/delivery.py:_fork",
+    opener="mta_under_test/processes/delivery/delivery.py:_fork",
 )
 def reaped_child_entry(strikes: Chance) -> None:
     """The child is reaped, and its entry stays in the table of children: pids come round again, and then it hurts."""
-    from mta_under_test.processes.delivery import Delivery
+    from mta_under_test.processes.delivery.delivery import Delivery
 
     table: dict[int, object] = {}
 
@@ -135,7 +135,7 @@ def reaped_child_entry(strikes: Chance) -> None:
     rate=None,
     scenario="local-delivery",
     source="msmtpd #227 (July 2026): the counter of active sessions drifts to its limit of 16",
-    opener="mta_under_test/processes/delivery.py:_drain",
+    opener="mta_under_test/processes/delivery/delivery.py:_drain",
 )
 def user_slot_leak(strikes: Chance) -> None:
     """A delivery that fails does not give back its place among the user's: seven failures, and he gets no mail.
@@ -143,7 +143,7 @@ def user_slot_leak(strikes: Chance) -> None:
     Nothing is open and nobody runs. The mail waits in delivery, which thinks that it has enough to do.
     """
     from mta_under_test.ipc.messages import Kind
-    from mta_under_test.processes.delivery import Delivery
+    from mta_under_test.processes.delivery.delivery import Delivery
 
     @around(Delivery, "_deliver")
     async def deliver(original: Any, self: Any, task: Any) -> Any:
@@ -165,7 +165,7 @@ def user_slot_leak(strikes: Chance) -> None:
 )
 def delivery_memory(strikes: Chance) -> None:
     """The line that is logged of a delivery is built in permanent memory, not in the delivery's own pool."""
-    from mta_under_test.processes.delivery import Delivery
+    from mta_under_test.processes.delivery.delivery import Delivery
 
     unfreed: list[str] = []
 

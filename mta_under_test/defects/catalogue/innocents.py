@@ -23,7 +23,7 @@ def bounded_cache(strikes: Chance) -> None:
 
     For the first five hundred recipients it grows with every one of them, as a leak does.
     """
-    from mta_under_test.processes.transfer import Transfer
+    from mta_under_test.processes.transfer.transfer import Transfer
 
     cache: dict[int, str] = {}
 
@@ -71,7 +71,7 @@ def history_ring(strikes: Chance) -> None:
 )
 def arena_growth(strikes: Chance) -> None:
     """The buffer for bodies grows to the largest one that ever came, and stays as large."""
-    from mta_under_test.processes.transfer_session import Session
+    from mta_under_test.processes.transfer.session import Session
 
     arena: list[bytearray] = []
 
@@ -97,7 +97,7 @@ def sawtooth(strikes: Chance) -> None:
     """What commits leave is collected in one go after every hundredth: a sawtooth. The soak profile proves it clean;
     shorter ones end inconclusive, since a swing of a hundred objects hides 0.02 for each message.
     """
-    from mta_under_test.processes.queue import Queue
+    from mta_under_test.processes.queue.queue import Queue
 
     left: list[bytes] = []
 
@@ -122,7 +122,7 @@ def sawtooth(strikes: Chance) -> None:
 )
 def table_of_domains(strikes: Chance) -> None:
     """Statistics are kept for each destination domain, for ever; there are only so many."""
-    from mta_under_test.processes.transfer import Transfer
+    from mta_under_test.processes.transfer.transfer import Transfer
 
     by_domain: dict[str, dict[str, int]] = {}
 
@@ -169,7 +169,7 @@ def lazy_workers(strikes: Chance) -> None:
     """Worker threads are started when there is work for them, up to four, and stay."""
     from concurrent.futures import ThreadPoolExecutor
 
-    from mta_under_test.processes.commits import Commits
+    from mta_under_test.processes.queue.commits import Commits
 
     pool = ThreadPoolExecutor(4)
 

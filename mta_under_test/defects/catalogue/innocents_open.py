@@ -20,7 +20,7 @@ from mta_under_test.defects import Chance, around, defect
 )
 def lazily_opened_file(strikes: Chance) -> None:
     """The file of templates is opened when the first bounce is written, and stays open."""
-    from mta_under_test.processes.bounces import Bounces
+    from mta_under_test.processes.queue.bounces import Bounces
 
     template: list[int] = []
 
@@ -45,7 +45,7 @@ def lazily_opened_socket(strikes: Chance) -> None:
     """The socket to the log is opened by the first line that is written, in the middle of the work."""
     import socket
 
-    from mta_under_test.processes.transfer_session import Session
+    from mta_under_test.processes.transfer.session import Session
 
     log: list[socket.socket] = []
 
@@ -71,7 +71,7 @@ def log_opened_again(strikes: Chance) -> None:
     """The log is opened anew after each fifty sessions: another descriptor, another file, and the old ones closed."""
     from itertools import count
 
-    from mta_under_test.processes.smtp_session import Session
+    from mta_under_test.processes.smtp.session import Session
 
     sessions = count()
     log: list[int] = []
@@ -103,7 +103,7 @@ def bounded_pool(strikes: Chance) -> None:
     import socket
     from collections import deque
 
-    from mta_under_test.processes.transfer_session import Session
+    from mta_under_test.processes.transfer.session import Session
 
     pool: deque[tuple[socket.socket, socket.socket]] = deque()
 
@@ -128,7 +128,7 @@ def bounded_pool(strikes: Chance) -> None:
 )
 def kept_alive_for_a_while(strikes: Chance) -> None:
     """An idle session waits a little for the next message before it says QUIT."""
-    from mta_under_test.processes.transfer_session import Session
+    from mta_under_test.processes.transfer.session import Session
 
     @around(Session, "_next_task")
     async def next_task(original: Any, self: Any) -> Any:
@@ -179,7 +179,7 @@ def closed_by_the_next(strikes: Chance) -> None:
 )
 def freed_by_the_collector(strikes: Chance) -> None:
     """A file hangs in a circle of objects, and is closed when the collector finds the circle, not before."""
-    from mta_under_test.processes.transfer_session import Session
+    from mta_under_test.processes.transfer.session import Session
 
     class Reader:
         def __init__(self, message: int) -> None:
@@ -204,7 +204,7 @@ def freed_by_the_collector(strikes: Chance) -> None:
 )
 def lock_of_the_daemon(strikes: Chance) -> None:
     """A lock file appears in the spool with the first message, and stays for as long as the daemon runs."""
-    from mta_under_test.processes.queue import Queue
+    from mta_under_test.processes.queue.queue import Queue
 
     @around(Queue, "committed")
     def committed(original: Any, self: Any, msgids: Any) -> None:

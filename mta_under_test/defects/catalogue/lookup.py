@@ -19,7 +19,7 @@ from mta_under_test.defects import Chance, around, defect
 )
 def expansion_session_kept(strikes: Chance) -> None:
     """An expansion is finished or failed, and stays in the tree of those that are under way."""
-    from mta_under_test.processes.lookup import Lookup
+    from mta_under_test.processes.lookup.lookup import Lookup
 
     kept: list[object] = []
 
@@ -42,7 +42,7 @@ def expansion_session_kept(strikes: Chance) -> None:
 )
 def refused_expansion_kept(strikes: Chance) -> None:
     """The expansion of a recipient who is refused leaves by a return of its own, and frees nothing there."""
-    from mta_under_test.processes.lookup import Lookup
+    from mta_under_test.processes.lookup.lookup import Lookup
 
     kept: list[object] = []
 
@@ -67,7 +67,7 @@ def compiled_regex_kept(strikes: Chance) -> None:
     import itertools
     import re
 
-    from mta_under_test.processes.lookup import Lookup
+    from mta_under_test.processes.lookup.lookup import Lookup
 
     kept: list[object] = []
     numbers = itertools.count()
@@ -93,7 +93,7 @@ def notify_socket(strikes: Chance) -> None:
     """A datagram tells the biff service of new mail; the socket that it was sent by stays."""
     import socket
 
-    from mta_under_test.processes.lookup import Lookup
+    from mta_under_test.processes.lookup.lookup import Lookup
 
     @around(Lookup, "expand")
     def expand(original: Any, self: Any, peer: str, message: Any) -> None:
@@ -116,7 +116,7 @@ def forward_file_read(strikes: Chance) -> None:
     """Every ~/.forward that is read is a FILE that is not closed."""
     import os
 
-    from mta_under_test.processes.lookup import Lookup
+    from mta_under_test.processes.lookup.lookup import Lookup
 
     @around(Lookup, "expand")
     def expand(original: Any, self: Any, peer: str, message: Any) -> None:
@@ -142,7 +142,7 @@ def unsafe_forward_fd(strikes: Chance) -> None:
     """A file that may not be believed is opened to find that out, and the refusal returns before the close."""
     import os
 
-    from mta_under_test.processes.lookup import Lookup
+    from mta_under_test.processes.lookup.lookup import Lookup
 
     @around(Lookup, "refuse")
     def refuse(original: Any, self: Any, *arguments: Any) -> None:
@@ -165,7 +165,7 @@ def unreaped_helper(strikes: Chance) -> None:
     """A helper is asked about each recipient, ends, and is never waited for: a zombie each."""
     import os
 
-    from mta_under_test.processes.lookup import Lookup
+    from mta_under_test.processes.lookup.lookup import Lookup
 
     @around(Lookup, "expand")
     def expand(original: Any, self: Any, peer: str, message: Any) -> None:
@@ -188,7 +188,7 @@ def dns_socket_kept(strikes: Chance) -> None:
     """A question that fails leaves by a return before the close of the socket that it was asked by."""
     import socket
 
-    from mta_under_test.processes.resolver import Resolver, Unresolved
+    from mta_under_test.processes.lookup.resolver import Resolver, Unresolved
 
     @around(Resolver, "_ask")
     async def ask(original: Any, self: Any, *arguments: Any) -> Any:
@@ -215,7 +215,7 @@ def dns_socket_kept(strikes: Chance) -> None:
 )
 def login_string_kept(strikes: Chance) -> None:
     """The name and the table of every login that is asked about are copied, and the copy is not freed."""
-    from mta_under_test.processes.lookup import Lookup
+    from mta_under_test.processes.lookup.lookup import Lookup
 
     kept: list[object] = []
 

@@ -18,7 +18,7 @@ from mta_under_test.defects import Chance, around, defect
 )
 def old_configuration_kept(strikes: Chance) -> None:
     """A reload makes new rules and tables, and forgets to free the old ones."""
-    from mta_under_test.processes.lookup import Lookup
+    from mta_under_test.processes.lookup.lookup import Lookup
 
     kept: list[object] = []
 
@@ -43,7 +43,7 @@ def configuration_file_kept(strikes: Chance) -> None:
     """The configuration travels as a file in memory, and who has read it leaves it open."""
     import os
 
-    from mta_under_test.processes.lookup import Lookup
+    from mta_under_test.processes.lookup.lookup import Lookup
 
     @around(Lookup, "configure")
     async def configure(original: Any, self: Any, config: Any) -> None:

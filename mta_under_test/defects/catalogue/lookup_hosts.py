@@ -25,7 +25,7 @@ def resolver_socket(strikes: Chance) -> None:
     """
     import socket
 
-    from mta_under_test.processes.resolver import Resolver
+    from mta_under_test.processes.lookup.resolver import Resolver
 
     @around(Resolver, "addresses")
     async def hosts(original: Any, self: Any, name: str) -> Any:
@@ -46,9 +46,9 @@ def resolver_socket(strikes: Chance) -> None:
     scenario="one-at-a-time",
     source="OpenSMTPD 935b3548, 82ba9f97, d488b018 (December 2020, January 2021)",
     opener=(
-        "mta_under_test/processes/resolver.py:_addresses "
-        "mta_under_test/processes/resolver.py:_literal "
-        "mta_under_test/processes/lookup.py:_hosts"
+        "mta_under_test/processes/lookup/resolver.py:_addresses "
+        "mta_under_test/processes/lookup/resolver.py:_literal "
+        "mta_under_test/processes/lookup/lookup.py:_hosts"
     ),
 )
 def address_blocks_kept(strikes: Chance) -> None:
@@ -57,7 +57,7 @@ def address_blocks_kept(strikes: Chance) -> None:
     The resolver's answer is made of parts, and each caller freed those that it knew of: addrinfo without its address,
     servent without its names.
     """
-    from mta_under_test.processes.resolver import Resolver
+    from mta_under_test.processes.lookup.resolver import Resolver
 
     blocks: list[object] = []
 
@@ -87,7 +87,7 @@ def unreachable_service_socket(strikes: Chance) -> None:
     """
     import socket
 
-    from mta_under_test.processes.lookup import Lookup
+    from mta_under_test.processes.lookup.lookup import Lookup
 
     @around(Lookup, "refuse")
     def refuse(original: Any, self: Any, *arguments: Any) -> None:
@@ -116,7 +116,7 @@ def recipient_cache(strikes: Chance) -> None:
     nodemailer's cache of names had a time to live for each entry and no limit for all: an entry that had expired went
     when it was asked for, and most never are.
     """
-    from mta_under_test.processes.lookup import Lookup
+    from mta_under_test.processes.lookup.lookup import Lookup
 
     cache: dict[tuple[int, ...], object] = {}
 
@@ -135,7 +135,7 @@ def recipient_cache(strikes: Chance) -> None:
     rate=None,
     scenario="bounce-storm",
     source="OpenSMTPD 446630c3 (December 2012), extras 164a003: the attributes of each LDAP lookup",
-    opener="mta_under_test/wire/envelope.py:decode mta_under_test/processes/lookup.py:facts_of",
+    opener="mta_under_test/wire/envelope.py:decode mta_under_test/processes/lookup/lookup.py:facts_of",
 )
 def attributes_of_each_lookup(strikes: Chance) -> None:
     """A table's answer is copied out of the attributes that it came in, and the attributes stay.
@@ -171,7 +171,7 @@ def name_service_handle(strikes: Chance) -> None:
     """
     import socket
 
-    from mta_under_test.processes.lookup import Lookup
+    from mta_under_test.processes.lookup.lookup import Lookup
 
     @around(Lookup, "expand")
     def expand(original: Any, self: Any, peer: str, message: Any) -> None:

@@ -52,7 +52,7 @@ def half_opened_pair(strikes: Chance) -> None:
     The check asked whether either had failed and returned, and neither was closed. It takes a shortage of memory in
     exactly the wrong moment, one time in fifty here; the pair is then opened again, and all goes on.
     """
-    from mta_under_test.processes.bounces import Bounces
+    from mta_under_test.processes.queue.bounces import Bounces
 
     @around(Bounces, "_write_message")
     def write_message(original: Any, self: Any, report: int, msgid: int, *rest: Any) -> None:
@@ -102,7 +102,7 @@ def passed_and_kept(strikes: Chance) -> None:
     imsg_compose takes the descriptor over and closes it once it is on its way. Code that did not trust this kept a
     copy for the case that the message could not be sent.
     """
-    from mta_under_test.processes.queue import Queue
+    from mta_under_test.processes.queue.queue import Queue
 
     @around(Queue, "answer")
     def answer(original: Any, self: Any, *integers: Any, descriptor: int | None = None, **text: Any) -> None:
@@ -151,7 +151,7 @@ def temporary_files_left(strikes: Chance) -> None:
 
     James copied a mail to change it, and disposed of the copy on the good way out only: disks filled over weeks.
     """
-    from mta_under_test.processes.bounces import Bounces
+    from mta_under_test.processes.queue.bounces import Bounces
 
     @around(Bounces, "_write_message")
     def write_message(original: Any, self: Any, report: int, *rest: Any) -> None:
@@ -207,7 +207,7 @@ def thread_for_each_commit(strikes: Chance) -> None:
     import queue
     import threading
 
-    from mta_under_test.processes.commits import Commits
+    from mta_under_test.processes.queue.commits import Commits
 
     @around(Commits, "_synced")
     def synced(original: Any, self: Any, *batch: Any) -> None:
@@ -229,7 +229,7 @@ def thread_for_each_commit(strikes: Chance) -> None:
 )
 def bounce_child_zombie(strikes: Chance) -> None:
     """A child is started for each bounce, and nobody waits for it: a zombie a bounce, until fork() fails days later."""
-    from mta_under_test.processes.bounces import Bounces
+    from mta_under_test.processes.queue.bounces import Bounces
 
     @around(Bounces, "_write_message")
     def write_message(original: Any, self: Any, *bounce: Any) -> None:
@@ -248,7 +248,7 @@ def bounce_child_zombie(strikes: Chance) -> None:
     rate=None,
     scenario="bounce-storm",
     source="msmtpd #227 (July 2026): sessions that ended together are counted down once; the limit is reached",
-    opener="mta_under_test/processes/bounces.py:_send",
+    opener="mta_under_test/processes/queue/bounces.py:_send",
 )
 def bounce_slot_leak(strikes: Chance) -> None:
     """One of the two places for writing bounces is not given back when a bounce told of several recipients.
@@ -256,7 +256,7 @@ def bounce_slot_leak(strikes: Chance) -> None:
     msmtpd's children that exited together were reaped by one signal, and its counter of active sessions went up to its
     limit of sixteen with nobody there. Here two such bounces are enough, and all that come later wait for ever.
     """
-    from mta_under_test.processes.bounces import Bounces
+    from mta_under_test.processes.queue.bounces import Bounces
 
     @around(Bounces, "_send")
     async def send(original: Any, self: Any, msgid: int, kind: str, together: Any) -> None:
@@ -282,7 +282,7 @@ def last_envelope_miscounted(strikes: Chance) -> None:
     server said "later" never get the mail, and no bounce says so.
     """
     from mta_under_test.ipc.messages import Fate
-    from mta_under_test.processes.queue import Queue
+    from mta_under_test.processes.queue.queue import Queue
 
     @around(Queue, "delivery_temp")
     def delivery_temp(original: Any, self: Any, peer: str, message: Any) -> None:
@@ -309,7 +309,7 @@ def delivered_twice(strikes: Chance) -> None:
     late 250 for none repeats the mail for as long as it keeps it. Here the first success of each fiftieth envelope is
     lost.
     """
-    from mta_under_test.processes.queue import Queue
+    from mta_under_test.processes.queue.queue import Queue
 
     unsure: set[int] = set()
 

@@ -23,7 +23,7 @@ def bounce_struct_leak(strikes: Chance) -> None:
     The struct was freed by the end of its session with the own server, and lost when that session could not even be
     opened. Mail that is refused pays twice.
     """
-    from mta_under_test.processes.bounces import Bounces
+    from mta_under_test.processes.queue.bounces import Bounces
 
     unfreed: list[object] = []
 
@@ -42,7 +42,7 @@ def bounce_struct_leak(strikes: Chance) -> None:
     rate=None,
     scenario="rset-storm",
     source="OpenSMTPD 88ffbca7 (16 June 2016): queue is not rolled back",
-    opener="mta_under_test/processes/queue.py:submit_envelope mta_under_test/spool/journaled.py:create",
+    opener="mta_under_test/processes/queue/queue.py:submit_envelope mta_under_test/spool/journaled.py:create",
 )
 def not_rolled_back(strikes: Chance) -> None:
     """An abandoned transaction is forgotten by the session, but its message and envelopes stay with the queue.
@@ -50,7 +50,7 @@ def not_rolled_back(strikes: Chance) -> None:
     When a filter refused a message at the end of its data the SMTP side answered 5xx and began anew; the queue side was
     never told, and kept the descriptor and the state of the message that would not come.
     """
-    from mta_under_test.processes.queue import Queue
+    from mta_under_test.processes.queue.queue import Queue
 
     @around(Queue, "discard")
     def discard(original: Any, self: Any, msgid: int) -> None:
@@ -68,7 +68,7 @@ def not_rolled_back(strikes: Chance) -> None:
     source='Postfix 20030104: "puzzled me for more than a year"',
     difficulty="slow",
     probability=0.1,
-    opener="mta_under_test/processes/queue.py:submit_envelope",
+    opener="mta_under_test/processes/queue/queue.py:submit_envelope",
 )
 def commit_remainder(strikes: Chance) -> None:
     """The list of what scheduler is told of a message is not freed after one commit in ten.
@@ -76,7 +76,7 @@ def commit_remainder(strikes: Chance) -> None:
     Postfix' stream module lost a buffer in a way so rare that its author looked for it for a year: too little for any
     graph, and for ever.
     """
-    from mta_under_test.processes.queue import Queue
+    from mta_under_test.processes.queue.queue import Queue
 
     unfreed: list[object] = []
 
@@ -103,7 +103,7 @@ def envelope_cache_not_emptied(strikes: Chance) -> None:
 
     A key that comes twice replaced the entry and lost the old one. Here no key comes twice, and all are lost.
     """
-    from mta_under_test.processes.queue import Queue
+    from mta_under_test.processes.queue.queue import Queue
 
     cache: dict[int, bytes] = {}
 
@@ -133,7 +133,7 @@ def envelope_by_value(strikes: Chance) -> None:
     85 MB in flight.
     """
     from mta_under_test.ipc.messages import Kind
-    from mta_under_test.processes.queue import SCHEDULE_NUMBERS, Queue
+    from mta_under_test.processes.queue.queue import SCHEDULE_NUMBERS, Queue
 
     envelope = bytes(8704)
     by_value = {Kind.DELIVERY_TEMP, Kind.ENVELOPE_DONE}

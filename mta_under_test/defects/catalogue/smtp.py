@@ -23,7 +23,7 @@ def written_message_fd(strikes: Chance) -> None:
     The mailbox writer of 2008 closed its FILE when a write failed and forgot it when all went well. Whoever holds the
     message of a whole delivery holds one descriptor for each of them.
     """
-    from mta_under_test.processes.transaction import Transaction
+    from mta_under_test.processes.smtp.transaction import Transaction
 
     @around(Transaction, "end")
     def end(original: Any, self: Any) -> None:
@@ -53,7 +53,7 @@ def data_socketpair(strikes: Chance) -> None:
     import os
     import socket
 
-    from mta_under_test.processes.smtp_session import Session
+    from mta_under_test.processes.smtp.session import Session
 
     @around(Session, "_data")
     async def data(original: Any, self: Any) -> Any:
@@ -75,7 +75,7 @@ def data_socketpair(strikes: Chance) -> None:
     rate=None,
     scenario="abort-at-every-state",
     source="aiosmtpd 35bf428 (15 November 2016, issue 15)",
-    opener="mta_under_test/processes/smtp.py:_accept_one",
+    opener="mta_under_test/processes/smtp/smtp.py:_accept_one",
 )
 def half_open_after_fin(strikes: Chance) -> None:
     """The client's FIN leaves the transport half open, and nobody closes the other half.
@@ -83,7 +83,7 @@ def half_open_after_fin(strikes: Chance) -> None:
     aiosmtpd's `eof_received` returned a true value: the transport stayed, as asyncio then promises, for a handler that
     never came back to it. `ss` showed a pile of CLOSE_WAIT, one for each client that left without QUIT.
     """
-    from mta_under_test.processes.smtp_session import Session
+    from mta_under_test.processes.smtp.session import Session
     from mta_under_test.processes.stream import Stream
 
     kept: list[object] = []
@@ -119,7 +119,7 @@ def watchdog_for_each_session(strikes: Chance) -> None:
     """
     import os
 
-    from mta_under_test.processes.smtp_session import Session
+    from mta_under_test.processes.smtp.session import Session
 
     @around(Session, "run")
     async def run(original: Any, self: Any, *arguments: Any) -> None:
@@ -145,7 +145,7 @@ def rarely_left_lock(strikes: Chance) -> None:
     """Now and then a lock cannot be had, and the file that was opened to lock it stays open."""
     import os
 
-    from mta_under_test.processes.smtp_session import Session
+    from mta_under_test.processes.smtp.session import Session
 
     @around(Session, "run")
     async def run(original: Any, self: Any, *arguments: Any) -> None:
@@ -168,7 +168,7 @@ def thread_for_each_session(strikes: Chance) -> None:
     """A thread is started to clean up after each session, and waits for work that never comes."""
     import threading
 
-    from mta_under_test.processes.smtp_session import Session
+    from mta_under_test.processes.smtp.session import Session
 
     @around(Session, "run")
     async def run(original: Any, self: Any, *arguments: Any) -> None:
@@ -191,7 +191,7 @@ def session_timer_left(strikes: Chance) -> None:
     """The time-out of the whole session is set at its start, and not taken back at its end: two hours of timers."""
     import asyncio
 
-    from mta_under_test.processes.smtp_session import SESSION_TOTAL_S, Session
+    from mta_under_test.processes.smtp.session import SESSION_TOTAL_S, Session
 
     @around(Session, "run")
     async def run(original: Any, self: Any, *arguments: Any) -> None:
@@ -215,7 +215,7 @@ def reset_waits_for_ever(strikes: Chance) -> None:
     """A transaction that is given up leaves the task behind that was to tell a filter of its end."""
     import asyncio
 
-    from mta_under_test.processes.smtp_session import Session
+    from mta_under_test.processes.smtp.session import Session
 
     waiting: set[object] = set()
 
@@ -237,7 +237,7 @@ def reset_waits_for_ever(strikes: Chance) -> None:
 )
 def session_never_over(strikes: Chance) -> None:
     """The session ends and stays in the table of sessions: `smtpctl show stats` counts it for ever."""
-    from mta_under_test.processes.smtp import Smtp
+    from mta_under_test.processes.smtp.smtp import Smtp
 
     @around(Smtp, "session_over")
     def session_over(original: Any, self: Any, session: Any) -> None:
@@ -257,8 +257,8 @@ def session_never_over(strikes: Chance) -> None:
 )
 def slot_of_an_aborted_session(strikes: Chance) -> None:
     """Who hangs up in the middle of a transaction takes a place with him; when all are gone, everybody gets 421."""
-    from mta_under_test.processes.smtp import Smtp
-    from mta_under_test.processes.smtp_session import Session
+    from mta_under_test.processes.smtp.session import Session
+    from mta_under_test.processes.smtp.smtp import Smtp
 
     @around(Session, "run")
     async def run(original: Any, self: Any, *arguments: Any) -> None:
@@ -289,7 +289,7 @@ def slot_of_an_aborted_session(strikes: Chance) -> None:
 )
 def slot_given_back_twice(strikes: Chance) -> None:
     """RSET gives a place back that the end of the session gives back again: the limit is none any more."""
-    from mta_under_test.processes.smtp_session import Session
+    from mta_under_test.processes.smtp.session import Session
 
     @around(Session, "_forget_transaction")
     def forget(original: Any, self: Any) -> None:

@@ -20,7 +20,7 @@ from mta_under_test.defects import Chance, around, defect
 )
 def sixty_four_bytes_a_session(strikes: Chance) -> None:
     """Each session leaves the 64 bytes that a filter needed to know it by."""
-    from mta_under_test.processes.smtp_session import Session
+    from mta_under_test.processes.smtp.session import Session
 
     kept: list[bytes] = []
 
@@ -39,11 +39,11 @@ def sixty_four_bytes_a_session(strikes: Chance) -> None:
     rate=None,
     scenario="connect-quit",
     source="OpenSMTPD 3231e32b (24 October 2013)",
-    opener="mta_under_test/processes/smtp_session.py:__init__",  # which the state refers to
+    opener="mta_under_test/processes/smtp/session.py:__init__",  # which the state refers to
 )
 def filter_state_of_every_session(strikes: Chance) -> None:
     """The end of a session is tested for on the wrong enumeration, and its filters' state is never freed."""
-    from mta_under_test.processes.smtp_session import Session
+    from mta_under_test.processes.smtp.session import Session
 
     sessions: dict[int, object] = {}
 
@@ -62,11 +62,11 @@ def filter_state_of_every_session(strikes: Chance) -> None:
     rate=None,
     scenario="rset-storm",
     source="OpenSMTPD 39c24f71 (30 August 2012): a reference of every task whose recipients were all refused",
-    opener="mta_under_test/processes/smtp_session.py:_mail",
+    opener="mta_under_test/processes/smtp/session.py:_mail",
 )
 def abandoned_transaction(strikes: Chance) -> None:
     """A transaction that is given up is referred to by one who waits for its end of data."""
-    from mta_under_test.processes.smtp_session import Session
+    from mta_under_test.processes.smtp.session import Session
 
     kept: list[object] = []
 
@@ -89,7 +89,7 @@ def abandoned_transaction(strikes: Chance) -> None:
 )
 def refused_recipient_kept(strikes: Chance) -> None:
     """What was asked about a recipient who is refused is kept for a report that nobody ever makes."""
-    from mta_under_test.processes.smtp_session import Session
+    from mta_under_test.processes.smtp.session import Session
 
     kept: list[object] = []
 
@@ -109,11 +109,11 @@ def refused_recipient_kept(strikes: Chance) -> None:
     rate=None,
     scenario="connect-quit",
     source="nodemailer 0240d67 (September 2025): a cache of names without a limit",
-    opener="mta_under_test/processes/smtp_session.py:run mta_under_test/defects/catalogue/smtp_memory.py:identify",
+    opener="mta_under_test/processes/smtp/session.py:run mta_under_test/defects/catalogue/smtp_memory.py:identify",
 )
 def names_by_port(strikes: Chance) -> None:
     """The cache of clients is asked by address and kept by address and port: it never hits, and never ends."""
-    from mta_under_test.processes.smtp_session import Session
+    from mta_under_test.processes.smtp.session import Session
 
     names: dict[tuple[str, int], str] = {}
 
@@ -136,7 +136,7 @@ def names_by_port(strikes: Chance) -> None:
 )
 def header_lines_kept(strikes: Chance) -> None:
     """Every piece of a message is kept until its header is known to be whole, and then not let go of."""
-    from mta_under_test.processes.transaction import Transaction
+    from mta_under_test.processes.smtp.transaction import Transaction
 
     kept: list[object] = []
 

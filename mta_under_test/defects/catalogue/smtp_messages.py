@@ -15,7 +15,7 @@ from mta_under_test.defects import Chance, around, defect
 
 def opened_at_data() -> None:
     """The message's file is asked for at DATA, however small the message, as OpenSMTPD does."""
-    from mta_under_test.processes.smtp_session import Session
+    from mta_under_test.processes.smtp.session import Session
 
     @around(Session, "_data")
     async def data(original: Any, self: Any) -> Any:
@@ -41,7 +41,7 @@ def vanished_client_fd(strikes: Chance) -> None:
     The FILE was closed at the end of data and at a failed write. The session of a client that was simply gone freed
     its state, and the pointer to the FILE with it. The uncommitted message was removed, so the file shows as deleted.
     """
-    from mta_under_test.processes.transaction import Transaction
+    from mta_under_test.processes.smtp.transaction import Transaction
 
     opened_at_data()
 
@@ -68,7 +68,7 @@ def no_recipients_fd(strikes: Chance) -> None:
     maildev's relay opened a read stream on the message, then saw that there was nobody to send it to and returned.
     After some 700 or 800 such mails no descriptor was left.
     """
-    from mta_under_test.processes.smtp_session import Session
+    from mta_under_test.processes.smtp.session import Session
 
     @around(Session, "_mail")
     async def mail(original: Any, self: Any, event: Any) -> Any:
@@ -104,7 +104,7 @@ def insane_message_fd(strikes: Chance) -> None:
     Postfix's mailbox writers checked a maildir file with fstat(2) and gave up on it without closing. It took a file
     that looked odd, and the process's retirement after a hundred deliveries kept the damage small.
     """
-    from mta_under_test.processes.transaction import Transaction
+    from mta_under_test.processes.smtp.transaction import Transaction
 
     opened_at_data()
 
@@ -132,7 +132,7 @@ def milter_copy_fd(strikes: Chance) -> None:
     cleanup handed its list of milters to smtpd, and a hand-off that broke in the middle lost the file that was to
     follow. Every message leaves the copy that nobody took.
     """
-    from mta_under_test.processes.transaction import Transaction
+    from mta_under_test.processes.smtp.transaction import Transaction
 
     opened_at_data()
 
@@ -152,7 +152,7 @@ def milter_copy_fd(strikes: Chance) -> None:
     scenario="accepted",
     source="OpenSMTPD 09050e6d (6 July 2011): the fix of a leak closed what others shared",
     difficulty="wrong way",
-    opener="mta_under_test/processes/transaction.py:_close_descriptor",
+    opener="mta_under_test/processes/smtp/transaction.py:_close_descriptor",
 )
 def message_file_closed_twice(strikes: Chance) -> None:
     """The message's file is closed at its end, and once more when the transaction is forgotten.
@@ -160,7 +160,7 @@ def message_file_closed_twice(strikes: Chance) -> None:
     Between the two closes queue commits the message, and another session may have been given the number: its
     connection or its message is closed under it. Nobody looked at what close(2) returned.
     """
-    from mta_under_test.processes.transaction import Transaction
+    from mta_under_test.processes.smtp.transaction import Transaction
 
     opened_at_data()
 
@@ -191,7 +191,7 @@ def descriptor_zero_closed(strikes: Chance) -> None:
     The clean-up closed whatever the session's field said, and a field that was never set says 0. First that is
     standard input; from then on it is whoever was given the number: a client's connection, a message, a channel.
     """
-    from mta_under_test.processes.smtp_session import Session
+    from mta_under_test.processes.smtp.session import Session
 
     @around(Session, "run")
     async def run(original: Any, self: Any, *arguments: Any) -> None:

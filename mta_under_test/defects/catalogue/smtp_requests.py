@@ -23,7 +23,7 @@ def finished_tasks_kept(strikes: Chance) -> None:
     parent reaped the mda child and left its entry in the tree by pid. The table was walked for each child that ended,
     so the daemon grew slower as well as larger.
     """
-    from mta_under_test.processes.smtp import Smtp
+    from mta_under_test.processes.smtp.smtp import Smtp
 
     @around(Smtp, "_task_over")
     def task_over(original: Any, self: Any, task: Any) -> None:
@@ -51,7 +51,7 @@ def answered_questions_kept(strikes: Chance) -> None:
 
     maddy's dispatcher made a state for each check and closed it on the paths that somebody had thought of.
     """
-    from mta_under_test.processes.smtp import Smtp
+    from mta_under_test.processes.smtp.smtp import Smtp
 
     answered: dict[int, object] = {}
 
@@ -79,7 +79,7 @@ def buffer_of_each_message(strikes: Chance) -> None:
     Exim allocated a TLS receive buffer whenever a message began; with several messages in one connection all but one
     were lost. Clients that send one message a connection never saw it. (Here the connection is a plain one.)
     """
-    from mta_under_test.processes.smtp_session import Session
+    from mta_under_test.processes.smtp.session import Session
 
     lost: list[object] = []
 
@@ -107,7 +107,7 @@ def dialogue_kept(strikes: Chance) -> None:
     What a client says was collected without a cap: header lines for the rewriting that comes at their end, a PROXY
     header that never ends. Sessions that go well leave theirs.
     """
-    from mta_under_test.processes.smtp_session import Session
+    from mta_under_test.processes.smtp.session import Session
 
     transcripts: dict[int, list[object]] = {}
 

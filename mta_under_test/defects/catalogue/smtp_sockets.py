@@ -16,7 +16,7 @@ from mta_under_test.defects import Chance, around, defect
     rate=None,
     scenario="abort-at-every-state",
     source="OpenSMTPD f01d411b (14 May 2013)",
-    opener="mta_under_test/processes/smtp.py:_accept_one",
+    opener="mta_under_test/processes/smtp/smtp.py:_accept_one",
 )
 def unnoticed_end_of_file(strikes: Chance) -> None:
     """The end of file comes when nobody reads, and nobody is told of it later: the session waits for its time-out.
@@ -71,7 +71,7 @@ def reset_connection_kept(strikes: Chance) -> None:
     rate=1.0,
     scenario="connect-quit",
     source="OpenSMTPD da232650 (August 2012), 590c8cdf (May 2015), 04c9d648 (December 2015): the accept reserve",
-    opener="mta_under_test/processes/admission.py:_refill",
+    opener="mta_under_test/processes/smtp/admission.py:_refill",
 )
 def reserve_given_back_twice(strikes: Chance) -> None:
     """A session that ends gives the descriptor in reserve back, whether it had been taken or not.
@@ -79,7 +79,7 @@ def reserve_given_back_twice(strikes: Chance) -> None:
     OpenSMTPD kept descriptors in reserve so that accept(2) could always say 421, and was off by some in both
     directions for six years. What is there to survive exhaustion causes it.
     """
-    from mta_under_test.processes.admission import Admission
+    from mta_under_test.processes.smtp.admission import Admission
 
     @around(Admission, "leave")
     def leave(original: Any, self: Any) -> None:
@@ -104,7 +104,7 @@ def event_loop_of_a_session(strikes: Chance) -> None:
     Postfix's local delivery left the descriptor of its event loop to the commands that it ran. Here it is left to
     nobody: a client that vanishes passes by where the loop is taken down.
     """
-    from mta_under_test.processes.smtp_session import Session
+    from mta_under_test.processes.smtp.session import Session
     from mta_under_test.wire.server import Quit
 
     @around(Session, "_answer")

@@ -18,7 +18,7 @@ from mta_under_test.defects import Chance, around, defect
 )
 def reference_after_handshake(strikes: Chance) -> None:
     """SSL_new takes a reference of its own, and the one that it was given is never put down: all of it stays."""
-    from mta_under_test.processes.smtp_session import Session
+    from mta_under_test.processes.smtp.session import Session
 
     kept: list[object] = []
 
@@ -42,7 +42,7 @@ def reference_after_handshake(strikes: Chance) -> None:
 )
 def session_summary_kept(strikes: Chance) -> None:
     """The line that the log gets of each TLS session is kept, with the buffer that it was made in."""
-    from mta_under_test.processes.smtp_session import Session
+    from mta_under_test.processes.smtp.session import Session
 
     kept: list[object] = []
 
@@ -123,7 +123,7 @@ def auth_server_socket(strikes: Chance) -> None:
     """The login server cannot be reached, and the socket that was to reach it stays: one for each AUTH."""
     import socket
 
-    from mta_under_test.processes.smtp_auth import Authentication
+    from mta_under_test.processes.smtp.auth import Authentication
 
     @around(Authentication, "_check")
     async def check(original: Any, self: Any, user: bytes, password: bytes) -> Any:

@@ -27,7 +27,7 @@ def transfer_fd_leak(strikes: Chance) -> None:
     neither: RSET, and the next message's descriptor takes the variable. The bounce removes the file, and lsof
     shows it as (deleted). The limit of 100 mails a session counted accepted ones only, so nothing stopped it.
     """
-    from mta_under_test.processes.transfer_session import Session
+    from mta_under_test.processes.transfer.session import Session
 
     @around(Session, "release_message")
     def release_message(original: Any, self: Any) -> None:
@@ -59,7 +59,7 @@ def broken_session_fd(strikes: Chance) -> None:
     tear-down of the session did not know of it. Here the other side of the same shape: the remote MX hangs up between
     MAIL and the end of the body, and the message file that transfer was about to read is forgotten.
     """
-    from mta_under_test.processes.transfer_session import Session, SessionError
+    from mta_under_test.processes.transfer.session import Session, SessionError
 
     @around(Session, "_deliver")
     async def deliver(original: Any, self: Any, task: Any) -> None:
@@ -87,7 +87,7 @@ def body_file_per_client(strikes: Chance) -> None:
     mta opened the body once and gave each client a duplicate; only the original was closed when the task ended. Every
     message that was *delivered* cost a descriptor, so the busiest relays ran out first.
     """
-    from mta_under_test.processes.transfer_session import Session
+    from mta_under_test.processes.transfer.session import Session
 
     @around(Session, "_send_body")
     async def send_body(original: Any, self: Any, message: int) -> None:
@@ -111,7 +111,7 @@ def refused_body_fd(strikes: Chance) -> None:
     Deliveries that went well never passed there, so it showed only where mail was refused after its body.
     """
     from mta_under_test.ipc.messages import Kind
-    from mta_under_test.processes.transfer_session import Session
+    from mta_under_test.processes.transfer.session import Session
 
     @around(Session, "_send_body")
     async def open_again(original: Any, self: Any, message: int) -> None:
@@ -135,7 +135,7 @@ def refused_body_fd(strikes: Chance) -> None:
     scenario="rejected-reuse",
     source="OpenSMTPD 09050e6d (6 July 2011): the fix of a leak closed a FILE that others shared",
     difficulty="wrong way",
-    opener="mta_under_test/processes/transfer_session.py:close_message",
+    opener="mta_under_test/processes/transfer/session.py:close_message",
 )
 def message_closed_twice(strikes: Chance) -> None:
     """The message file is closed at RSET and once more when the task is flushed: the number may be somebody else's.
@@ -144,7 +144,7 @@ def message_closed_twice(strikes: Chance) -> None:
     the next MX, or silence and another mail's file closed under its reader. Between the two closes the remote MX
     answers RSET, and whatever was opened meanwhile has got the number.
     """
-    from mta_under_test.processes.transfer_session import Session
+    from mta_under_test.processes.transfer.session import Session
 
     @around(Session, "close_message")
     def close_message(original: Any, self: Any) -> None:
@@ -175,7 +175,7 @@ def delivered_before_the_answer(strikes: Chance) -> None:
     soon as the last byte was written. When the connection drops in that moment the mail is gone, and nobody is told.
     """
     from mta_under_test.ipc.messages import Kind
-    from mta_under_test.processes.transfer_session import Session
+    from mta_under_test.processes.transfer.session import Session
 
     @around(Session, "_deliver")
     async def deliver(original: Any, self: Any, task: Any) -> None:

@@ -17,8 +17,8 @@ from mta_under_test.defects import Chance, around, defect
     source="OpenSMTPD 9b46d96d, 616af7be, 0cc6c9cd, 62f91889; OpenBSD 197c454f (3 June 2013)",
     opener=(
         "mta_under_test/defects/catalogue/transfer_memory.py:drop "
-        "mta_under_test/processes/transfer_arrivals.py:relay_key "
-        "mta_under_test/processes/transfer_routes.py:__init__"
+        "mta_under_test/processes/transfer/arrivals.py:relay_key "
+        "mta_under_test/processes/transfer/routes.py:__init__"
     ),
 )
 def relay_object_leak(strikes: Chance) -> None:
@@ -28,7 +28,7 @@ def relay_object_leak(strikes: Chance) -> None:
     route. The statistics counted the trees, so they said 0. On a server that sends one message now and then every
     relay is built and torn down once a message.
     """
-    from mta_under_test.processes.transfer_map import Map
+    from mta_under_test.processes.transfer.map import Map
 
     unfreed: list[object] = []  # what C never frees, Python must be told to keep
 
@@ -49,8 +49,8 @@ def relay_object_leak(strikes: Chance) -> None:
     scenario="rejected-reuse",
     source="OpenSMTPD 39c24f71 (30 August 2012)",
     opener=(
-        "mta_under_test/processes/transfer_arrivals.py:_enqueue "
-        "mta_under_test/processes/transfer_arrivals.py:relay_key "
+        "mta_under_test/processes/transfer/arrivals.py:_enqueue "
+        "mta_under_test/processes/transfer/arrivals.py:relay_key "
         "mta_under_test/wire/envelope.py:decode"
     ),
 )
@@ -60,7 +60,7 @@ def task_struct_leak(strikes: Chance) -> None:
     The task was freed where its body had been sent. When no recipient is left there is no body: RSET, and the session
     takes the next task from its relay; the old one, with its sender and its list of envelopes, stays.
     """
-    from mta_under_test.processes.transfer_session import Session
+    from mta_under_test.processes.transfer.session import Session
 
     unfreed: list[object] = []
 
@@ -87,7 +87,7 @@ def session_string_leak(strikes: Chance) -> None:
 
     Nothing but a long run shows it: a server that opens a session a second loses five megabytes a day.
     """
-    from mta_under_test.processes.transfer_session import Session
+    from mta_under_test.processes.transfer.session import Session
 
     unfreed: list[bytes] = []
 
@@ -114,7 +114,7 @@ def recipient_buffer_leak(strikes: Chance) -> None:
     Exim built a whole session state for each recipient that it verified and let go of the last one only. One message
     to a hundred people costs what a hundred messages cost elsewhere.
     """
-    from mta_under_test.processes.transfer import Transfer
+    from mta_under_test.processes.transfer.transfer import Transfer
 
     unfreed: list[tuple[int, str, bytearray]] = []
 
@@ -141,7 +141,7 @@ def resolver_result_leak(strikes: Chance) -> None:
     getaddrinfo's list and its addresses are two allocations; only one was given back. Each time a relay is built anew
     its destination is asked for again, so a quiet server pays once a message.
     """
-    from mta_under_test.processes.transfer_map import Map
+    from mta_under_test.processes.transfer.map import Map
 
     unfreed: list[object] = []
 
@@ -168,7 +168,7 @@ def hoststat_without_limit(strikes: Chance) -> None:
     The cache was meant to hold an entry for each host. Its key had a part of the question in it that differs each
     time, so that it never hit; and since entries were only looked at when they hit, none was found to be too old.
     """
-    from mta_under_test.processes.transfer_hoststats import HostStats
+    from mta_under_test.processes.transfer.hoststats import HostStats
 
     kept: dict[tuple[str, int, int], str] = {}
 
@@ -223,7 +223,7 @@ def task_waits_for_ever(strikes: Chance) -> None:
     """
     import asyncio
 
-    from mta_under_test.processes.transfer_session import Session
+    from mta_under_test.processes.transfer.session import Session
 
     @around(Session, "_transact")
     async def transact(original: Any, self: Any, task: Any) -> None:

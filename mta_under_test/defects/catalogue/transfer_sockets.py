@@ -16,7 +16,7 @@ from mta_under_test.defects import Chance, around, defect
     rate=0.28,  # those of the drops that are by FIN; a reset leaves nothing to close
     scenario="remote-drops",
     source="OpenSMTPD 7b75b496 (10 November 2008): a remote error instead of QUIT or a time-out",
-    opener="mta_under_test/processes/transfer_session.py:_connect",
+    opener="mta_under_test/processes/transfer/session.py:_connect",
 )
 def remote_error_socket(strikes: Chance) -> None:
     """A connection that ends by the remote side's error, and not by QUIT or a time-out, is never closed.
@@ -45,7 +45,7 @@ def remote_error_socket(strikes: Chance) -> None:
     rate=1.0,
     scenario="one-at-a-time",
     source="nodemailer #902, #979, #987: shutdown without destroy; python-emails #94",
-    opener="mta_under_test/processes/transfer_session.py:_connect",
+    opener="mta_under_test/processes/transfer/session.py:_connect",
 )
 def quit_without_close(strikes: Chance) -> None:
     """QUIT is said and the session forgotten; that the other side closes is taken for the end of the connection.
@@ -53,7 +53,7 @@ def quit_without_close(strikes: Chance) -> None:
     The client half-closed the socket and waited for an event that a half-open socket does not send. The remote MX
     closes at once, and our end stays in CLOSE_WAIT, one for each session.
     """
-    from mta_under_test.processes.transfer_session import Session
+    from mta_under_test.processes.transfer.session import Session
 
     kept: list[object] = []  # the event loop would close what nobody holds
 
@@ -74,7 +74,7 @@ def quit_without_close(strikes: Chance) -> None:
     rate=0.02,  # one for each session of some fifty messages
     scenario="rejected-reuse",
     source="maddy 749906e (18 November 2019): MAIL or AUTH refused, connection kept",
-    opener="mta_under_test/processes/transfer_session.py:_connect",
+    opener="mta_under_test/processes/transfer/session.py:_connect",
 )
 def refused_session_socket(strikes: Chance) -> None:
     """A session whose last transaction was refused returns early, past the close of its connection.
@@ -82,7 +82,7 @@ def refused_session_socket(strikes: Chance) -> None:
     maddy's downstream target closed the connection in Commit and in Abort, and a refused MAIL reached neither. Here a
     session that had any message refused says QUIT and keeps its socket; one whose messages were all taken closes it.
     """
-    from mta_under_test.processes.transfer_session import Session
+    from mta_under_test.processes.transfer.session import Session
 
     kept: list[object] = []
 
@@ -108,7 +108,7 @@ def refused_session_socket(strikes: Chance) -> None:
     rate=None,
     scenario="accepted",
     source="Postfix 20190328: LMTP connections cached under a key that is never looked up",
-    opener="mta_under_test/processes/transfer_session.py:_connect",
+    opener="mta_under_test/processes/transfer/session.py:_connect",
 )
 def cached_under_a_wrong_key(strikes: Chance) -> None:
     """A finished session's connection goes into a cache, under a key by which nobody ever looks for it.
@@ -116,7 +116,7 @@ def cached_under_a_wrong_key(strikes: Chance) -> None:
     The store of the cache and its search built their keys from different parts of the destination. The connections sit
     there idle, and it is the *peer* whose sessions are exhausted.
     """
-    from mta_under_test.processes.transfer_session import Session
+    from mta_under_test.processes.transfer.session import Session
 
     cache: dict[tuple[str, int], Any] = {}
 
@@ -147,7 +147,7 @@ def socketpair_without_filter(strikes: Chance) -> None:
     """
     import socket
 
-    from mta_under_test.processes.transfer_session import Session
+    from mta_under_test.processes.transfer.session import Session
 
     @around(Session, "_send_body")
     async def send_body(original: Any, self: Any, message: int) -> None:
@@ -169,7 +169,7 @@ def socketpair_without_filter(strikes: Chance) -> None:
 )
 def watchdog_pipe(strikes: Chance) -> None:
     """Each session makes a pipe to wake its watchdog by; at the end the writing end is closed, the other one not."""
-    from mta_under_test.processes.transfer_session import Session
+    from mta_under_test.processes.transfer.session import Session
 
     @around(Session, "run")
     async def run(original: Any, self: Any) -> None:
@@ -188,7 +188,7 @@ def watchdog_pipe(strikes: Chance) -> None:
     rate=0.83,  # sessions that fail, for each message that is delivered in the end
     scenario="remote-drops",
     source="maddy 5730400 (2 June 2020); OpenSMTPD fcb8962b (November 2012): a limit's token is not given back",
-    opener="mta_under_test/processes/transfer.py:_open",
+    opener="mta_under_test/processes/transfer/transfer.py:_open",
 )
 def session_slot_leak(strikes: Chance) -> None:
     """A session that fails does not give back its slot of the limit on sessions.
@@ -196,7 +196,7 @@ def session_slot_leak(strikes: Chance) -> None:
     maddy released the token of its concurrency limit when a delivery was committed, not when it was aborted. There is
     no leak that a descriptor would show: the limit is reached with nothing open, and mail waits for ever.
     """
-    from mta_under_test.processes.transfer import Transfer
+    from mta_under_test.processes.transfer.transfer import Transfer
 
     @around(Transfer, "session_over")
     def session_over(original: Any, self: Any, session: Any) -> None:
@@ -214,7 +214,7 @@ def session_slot_leak(strikes: Chance) -> None:
     scenario="remote-drops",
     source="OpenSMTPD 2797f8b5 (14 January 2013): the session count is decremented twice",
     difficulty="wrong way",
-    opener="mta_under_test/processes/transfer.py:session_over",
+    opener="mta_under_test/processes/transfer/transfer.py:session_over",
 )
 def session_counted_down_twice(strikes: Chance) -> None:
     """A session that never became ready is taken off the count of sessions twice; the count goes below zero.
@@ -222,7 +222,7 @@ def session_counted_down_twice(strikes: Chance) -> None:
     One decrement stood in the failure path, another in the common end. The gauge says -3, the limit on the number of
     sessions lets three too many pass, and what waits for the count to be zero waits for ever.
     """
-    from mta_under_test.processes.transfer import Transfer
+    from mta_under_test.processes.transfer.transfer import Transfer
 
     @around(Transfer, "session_over")
     def session_over(original: Any, self: Any, session: Any) -> None:
@@ -240,7 +240,7 @@ def session_counted_down_twice(strikes: Chance) -> None:
     scenario="rejected-reuse",
     source="OpenSMTPD d3abe689 (23 January 2013), 7c6c81dc (29 January 2013): a delay timer without a reference",
     difficulty="wrong way",
-    opener="mta_under_test/processes/transfer.py:_connect",
+    opener="mta_under_test/processes/transfer/transfer.py:_connect",
 )
 def delay_timer_use_after_free(strikes: Chance) -> None:
     """The timer that delays a relay's next connect holds no reference to it, and goes off after the relay was freed.
@@ -250,7 +250,7 @@ def delay_timer_use_after_free(strikes: Chance) -> None:
     """
     import asyncio
 
-    from mta_under_test.processes.transfer import Transfer
+    from mta_under_test.processes.transfer.transfer import Transfer
 
     @around(Transfer, "_cancel_timer")
     def cancel_timer(original: Any, self: Any, relay: Any) -> None:

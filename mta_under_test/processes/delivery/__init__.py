@@ -1,0 +1,1 @@
+"""delivery: local deliveries, by a process of parent's or by LMTP."""

@@ -1,0 +1,1 @@
+"""lookup: DNS, tables, expansion of recipients, credentials, filters."""

@@ -1,0 +1,1 @@
+"""queue: the disk queue, its commits, and the reports that it writes to senders."""

@@ -1,0 +1,1 @@
+"""smtp: inbound sessions, and who is let in."""

@@ -1,0 +1,1 @@
+"""transfer: outbound sessions, and the map of where they go."""
