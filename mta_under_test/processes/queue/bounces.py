@@ -11,16 +11,15 @@ import asyncio
 import logging
 import os
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 
 from mta_under_test.ipc.messages import Fate, Kind
-from mta_under_test.processes.process import Refusal
-from mta_under_test.spool import SpoolError, durable
+from mta_under_test.processes.process import Process, Refusal
+from mta_under_test.processes.queue.commits import Commits
+from mta_under_test.processes.queue.settling import Settling
+from mta_under_test.spool import SpoolError, Store, durable
 from mta_under_test.wire import dsn
 from mta_under_test.wire.envelope import Envelope, encode
-
-if TYPE_CHECKING:
-    from mta_under_test.processes.queue.queue import Queue
 
 GATHER_S = 0.02  # a transaction's results arrive in one burst; this is long enough for all of it
 SESSIONS = 2  # reports that are written at a time
@@ -40,9 +39,25 @@ class Told(NamedTuple):
     fate: Fate | None
 
 
+class ReportingQueue(Protocol):
+    """What reports need of queue, beside what it has as every process does."""
+
+    spool: Store
+
+    def forget(self, evpid: int, fate: Fate) -> None:
+        """Nothing is owed for this envelope any more."""
+
+    def discard(self, msgid: int) -> None:
+        """Give up a message that was not committed."""
+
+
 class Bounces:
-    def __init__(self, queue: Queue) -> None:
+    def __init__(self, process: Process, queue: ReportingQueue, commits: Commits, settling: Settling) -> None:
+        """`process` and `queue` are the same one: what every process can do, and what only queue can."""
+        self._process = process
         self._queue = queue
+        self._commits = commits
+        self._settling = settling
         self._gathering: dict[tuple[int, dsn.Kind], list[Told]] = {}  # by msgid and kind
         self._slots = asyncio.Semaphore(SESSIONS)
         self._waiting = 0
@@ -94,7 +109,7 @@ class Bounces:
     def _gathered(self, msgid: int, kind: dsn.Kind) -> None:
         together = self._gathering.pop((msgid, kind))
         self._waiting += 1
-        self._queue.spawn(self._send(msgid, kind, together), f"bounce of {msgid:08x}")
+        self._process.spawn(self._send(msgid, kind, together), f"bounce of {msgid:08x}")
 
     async def _send(self, msgid: int, kind: dsn.Kind, together: list[Told]) -> None:
         try:
@@ -104,9 +119,9 @@ class Bounces:
         self._writing += 1
         try:
             report = await self._write(msgid, kind, together)
-            self._queue.stats["queue.bounce.total"] += 1
-            self._queue.stats[f"queue.bounce.{kind}"] += 1
-            self._queue.trace("bounce", f"{msgid:08x}: {kind} {len(together)} reported in {report:08x}")
+            self._process.stats["queue.bounce.total"] += 1
+            self._process.stats[f"queue.bounce.{kind}"] += 1
+            self._process.trace("bounce", f"{msgid:08x}: {kind} {len(together)} reported in {report:08x}")
         except (SpoolError, Refusal) as error:
             if not self._goes_on_without(kind, msgid, together, error):
                 return
@@ -126,7 +141,7 @@ class Bounces:
         if kind == "failed" and passing:
             # The disk's trouble, not the mail's: try the failed envelopes again later, and tell then.
             for told in together:
-                self._queue.tell("scheduler", Kind.DELIVERY_TEMP, told.evpid, told.envelope.retry + 1)
+                self._process.tell("scheduler", Kind.DELIVERY_TEMP, told.evpid, told.envelope.retry + 1)
             return False
         return not (kind == "delayed" and passing)
 
@@ -137,17 +152,16 @@ class Bounces:
             envelope.last_bounce = int(time.time())
             self._queue.spool.update(evpid, envelope)
         except SpoolError as error:
-            self._queue.trace("bounce", f"{evpid:016x} was delivered or removed meanwhile: {error}")
+            self._process.trace("bounce", f"{evpid:016x} was delivered or removed meanwhile: {error}")
         else:
-            self._queue.settling.active()
+            self._settling.active()
 
     # ---- the report
 
     async def _write(self, msgid: int, kind: dsn.Kind, together: list[Told]) -> int:
         """Put the report into the queue as a message of its own. Raises SpoolError; Refusal when no rule takes it."""
-        queue = self._queue
         original = together[0].envelope
-        report = queue.spool.create()
+        report = self._queue.spool.create()
         try:
             self._write_message(report, msgid, kind, together)
             envelope = Envelope(
@@ -158,19 +172,19 @@ class Bounces:
                 rcpt=original.sender,
                 dest=original.sender,
                 ctime=int(time.time()),
-                ttl=queue.config.queue_ttl_s,
+                ttl=self._process.config.queue_ttl_s,
                 flags=frozenset({"bounce", "internal"}),
             )
-            await queue.ask("lookup", Kind.EXPAND, report, text=encode(envelope))
-            await queue.commits.wait_for(report)
+            await self._process.ask("lookup", Kind.EXPAND, report, text=encode(envelope))
+            await self._commits.wait_for(report)
         except BaseException:
-            queue.discard(report)
+            self._queue.discard(report)
             raise
         return report
 
     def _write_message(self, report: int, msgid: int, kind: dsn.Kind, together: list[Told]) -> None:
         original = together[0].envelope
-        hostname = original.smtpname or self._queue.config.hostname
+        hostname = original.smtpname or self._process.config.hostname
         report_id = f"{report:08x}.{msgid:08x}"
         whole = kind == "failed" and original.dsn_ret == "FULL"
         head = dsn.opening(

@@ -12,20 +12,30 @@ import queue as queues
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-from mta_under_test.spool import Batch, SpoolError
-
-if TYPE_CHECKING:
-    from mta_under_test.processes.queue.queue import Queue
+from mta_under_test.spool import Batch, SpoolError, Store
 
 Done = Callable[[SpoolError | None], None]
 
 logger = logging.getLogger("smtpd")
 
 
+class CommittingQueue(Protocol):
+    """What commits need of queue."""
+
+    spool: Store
+    untimed: Store  # the same, while `spool` reports how long everything takes
+
+    def committed(self, msgids: Sequence[int]) -> None:
+        """Messages are safe."""
+
+    def profile(self, subsystem: str, line: str) -> None:
+        """How long it took, for who asks."""
+
+
 class Commits:
-    def __init__(self, queue: Queue) -> None:
+    def __init__(self, queue: CommittingQueue) -> None:
         self._queue = queue
         self._loop = asyncio.get_running_loop()
         self._waiting: list[tuple[int, Done]] = []  # msgid, and what is told of it

@@ -56,9 +56,9 @@ class Queue(Process):
     async def start(self) -> None:
         self.untimed = open_store(self.queue_backend, self.spool_root, compress=self.config.queue_compression)
         self.spool: Store = self.untimed
-        self.bounces = Bounces(self)
         self.commits = Commits(self)
         self.settling = Settling(self)
+        self.bounces = Bounces(self, self, self.commits, self.settling)
         self._arriving: dict[int, list[int]] = {}  # what scheduler is to be told of an uncommitted message
         self._refused: set[int] = set()  # requests one of whose envelopes could not be written
         self.spool.recover()

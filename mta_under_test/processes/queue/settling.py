@@ -8,12 +8,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from typing import TYPE_CHECKING
+from collections.abc import Coroutine
+from typing import Any, Protocol
 
-from mta_under_test.spool import SpoolError
-
-if TYPE_CHECKING:
-    from mta_under_test.processes.queue.queue import Queue
+from mta_under_test.spool import SpoolError, Store
 
 QUIET_S = 0.05  # without a commit or a result
 SLICE_S = 0.005  # of work at a time, so that a commit need not wait for longer
@@ -22,8 +20,18 @@ RETRY_S = 1.0  # after the disk refused
 logger = logging.getLogger("smtpd")
 
 
+class SettlingQueue(Protocol):
+    """What settling needs of queue."""
+
+    spool: Store
+    untimed: Store  # the same, while `spool` reports how long everything takes
+
+    def spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        """Run `work` beside everything else."""
+
+
 class Settling:
-    def __init__(self, queue: Queue) -> None:
+    def __init__(self, queue: SettlingQueue) -> None:
         self._queue = queue
         self._timer: asyncio.TimerHandle | None = None
         self._busy = False  # something happened since the timer was set

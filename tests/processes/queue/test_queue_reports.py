@@ -183,16 +183,15 @@ def test_two_reports_are_written_at_a_time(monkeypatch: pytest.MonkeyPatch) -> N
         await gate.wait()
         return msgid
 
-    queue = SimpleNamespace(
-        spawn=spawn,
-        stats={"queue.bounce.total": 0, "queue.bounce.failed": 0},
-        trace=lambda *_: None,
-        forget=lambda evpid, fate: forgotten.append((evpid, fate)),
+    process: Any = SimpleNamespace(
+        spawn=spawn, stats={"queue.bounce.total": 0, "queue.bounce.failed": 0}, trace=lambda *_: None
     )
+    queue: Any = SimpleNamespace(forget=lambda evpid, fate: forgotten.append((evpid, fate)))
+    unused: Any = None
 
     async def run() -> None:
         monkeypatch.setattr(Bounces, "_write", write)
-        made = Bounces(cast(Any, queue))
+        made = Bounces(process, queue, unused, unused)
         for msgid in range(1, 6):
             for low in (1, 2):
                 made.failed(msgid << 32 | low, envelope("x@x.test"), "550 no", "", Fate.FAILED)
