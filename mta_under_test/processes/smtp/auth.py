@@ -5,15 +5,10 @@ Owns: the half of LOGIN that has been said. Never: knows a password for longer t
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from mta_under_test.ipc.messages import Kind
-from mta_under_test.processes.process import Refusal
+from mta_under_test.processes.process import Process, Refusal
 from mta_under_test.wire import server
 from mta_under_test.wire.reply import Reply
-
-if TYPE_CHECKING:
-    from mta_under_test.processes.smtp.smtp import Smtp
 
 USERNAME, PASSWORD = "VXNlcm5hbWU6", "UGFzc3dvcmQ6"  # "Username:" and "Password:", as every client expects them
 FAILED = Reply(535, "Authentication failed", "5.7.8")
@@ -22,9 +17,9 @@ FAILED = Reply(535, "Authentication failed", "5.7.8")
 class Authentication:
     """One session's. `username` is "" until a client has proven who it is."""
 
-    def __init__(self, smtp: Smtp, table: str) -> None:
+    def __init__(self, process: Process, table: str) -> None:
         self.username = ""
-        self._smtp = smtp
+        self._process = process
         self._table = table
         self._mechanism = ""
         self._login: bytes | None = None
@@ -59,9 +54,9 @@ class Authentication:
             return FAILED
         question = b"\0".join((self._table.encode(), user, password))
         try:
-            await self._smtp.ask("lookup", Kind.AUTHENTICATE, text=question)
+            await self._process.ask("lookup", Kind.AUTHENTICATE, text=question)
         except Refusal as refusal:
-            self._smtp.stats["smtp.auth-failed"] += 1
+            self._process.stats["smtp.auth-failed"] += 1
             return FAILED if str(refusal).startswith("5") else Reply(454, str(refusal), "4.7.0")
         self.username = user.decode(errors="replace")
         return Reply(235, "Authentication succeeded", "2.7.0")

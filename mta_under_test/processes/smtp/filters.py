@@ -7,20 +7,20 @@ Never: decides; lookup does (`lookup.filters`). A session without filters asks a
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import msgspec
 
 from mta_under_test.config import ProcFilter
 from mta_under_test.config.filtering import FilterFacts, Verdict, members
 from mta_under_test.ipc.messages import Kind
-from mta_under_test.processes.process import Refusal
+from mta_under_test.processes.process import Process, Refusal
+from mta_under_test.processes.smtp.auth import Authentication
+from mta_under_test.processes.smtp.transaction import Transaction
+from mta_under_test.processes.stream import Stream
 from mta_under_test.wire import server
 from mta_under_test.wire.address import AddressError, parse_mailbox
 from mta_under_test.wire.reply import Reply
-
-if TYPE_CHECKING:
-    from mta_under_test.processes.smtp.session import Session
 
 DATA_BYTES = 12_000  # of a message in one question: a frame holds 16,384
 FIELD_BYTES = 4096
@@ -30,13 +30,29 @@ logger = logging.getLogger("smtpd")
 _OF_SESSION = ("connect", "helo", "ehlo", "auth")  # phases whose junk is the whole session's
 
 
+class FilteredSession(Protocol):
+    """What filters are told of a session."""
+
+    hostname: str
+    hello: str
+    source: str
+    source_port: int
+    rdns: str
+    fcrdns: bool
+    auth: Authentication
+    transaction: Transaction | None
+
+
 class SessionFilters:
-    def __init__(self, session: Session) -> None:
+    def __init__(self, process: Process, session: FilteredSession, session_id: int, name: str) -> None:
+        """`name`: of the listener's filter, "" for none."""
         self.hangs_up = False
         self.has_line_programs = False  # said with the answer to the data phase
+        self._process = process
         self._session = session
-        self._name = session.listener.filter
-        chain = members(session.smtp.config, self._name)
+        self._id = session_id
+        self._name = name
+        chain = members(process.config, name)
         self._reports = any(isinstance(one, ProcFilter) for one in chain)
         self._phases = {one.phase for one in chain if not isinstance(one, ProcFilter)}
         self._session_is_junk = False
@@ -52,7 +68,7 @@ class SessionFilters:
         if not self._reports and phase not in self._phases:
             return None, value
         question = b"\0".join((phase.encode(), self._name.encode(), msgspec.json.encode(self._facts(phase, value))))
-        answer = await self._session.smtp.ask("lookup", Kind.FILTER, self._session.id, text=question)
+        answer = await self._process.ask("lookup", Kind.FILTER, self._id, text=question)
         if phase == "data":
             self.has_line_programs = bool(answer.integers[1])
         verdict = msgspec.json.decode(answer.text, type=Verdict)
@@ -66,7 +82,7 @@ class SessionFilters:
                 return _rewritten(phase, verdict.argument, value)
             case "reject" | "disconnect":
                 self.hangs_up = verdict.outcome == "disconnect"
-                self._session.smtp.stats[f"smtp.filter.{verdict.outcome}"] += 1
+                self._process.stats[f"smtp.filter.{verdict.outcome}"] += 1
                 return refusal(verdict.argument), value
         return None, value
 
@@ -107,9 +123,8 @@ class SessionFilters:
         return b"".join(pieces)
 
     async def _exchange(self, chunk: bytes, is_last: int) -> tuple[bytes, bool]:
-        session = self._session
         text = self._name.encode() + b"\0" + chunk
-        answer = await session.smtp.ask("lookup", Kind.FILTER_DATA, session.id, is_last, text=text)
+        answer = await self._process.ask("lookup", Kind.FILTER_DATA, self._id, is_last, text=text)
         return answer.text, bool(answer.integers[1])
 
     def transaction_over(self) -> None:
@@ -118,22 +133,21 @@ class SessionFilters:
         self.has_line_programs = False
         if self._streaming:
             self._streaming = False
-            self._session.smtp.tell("lookup", Kind.FILTER_OVER, self._session.id)
+            self._process.tell("lookup", Kind.FILTER_OVER, self._id)
 
     # ---- reports
 
     def report(self, event: str, *fields: str) -> None:
         if self._reports:
-            session = self._session
             text = "\0".join((self._name, event, *(field.replace("\0", " ")[:FIELD_BYTES] for field in fields)))
-            session.smtp.tell("lookup", Kind.FILTER_REPORT, session.id, text=text.encode(errors="replace"))
+            self._process.tell("lookup", Kind.FILTER_REPORT, self._id, text=text.encode(errors="replace"))
 
-    def connected(self) -> None:
+    def connected(self, stream: Stream) -> None:
         if not self._reports:
             return
         session = self._session
         confirmed = "pass" if session.fcrdns else "fail"
-        here = session.stream.local
+        here = stream.local
         self.report(
             "link-connect",
             session.rdns,

@@ -9,16 +9,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import ssl
 import time
-from typing import TYPE_CHECKING, cast
+from typing import Protocol, cast
 
 from mta_under_test.config import Listener
 from mta_under_test.config.filtering import needs_names
 from mta_under_test.ipc.messages import Kind
-from mta_under_test.processes.process import Refusal
+from mta_under_test.processes.process import Process, Refusal
+from mta_under_test.processes.smtp.admission import Admission
 from mta_under_test.processes.smtp.auth import Authentication
 from mta_under_test.processes.smtp.filters import SessionFilters, ask_or_refuse
-from mta_under_test.processes.smtp.transaction import Transaction
+from mta_under_test.processes.smtp.transaction import MessageIds, Transaction
 from mta_under_test.processes.stream import Stream, StreamTimeout, TlsFailure
 from mta_under_test.wire import proxy, server
 from mta_under_test.wire.command import notify_bits
@@ -26,10 +28,7 @@ from mta_under_test.wire.envelope import Envelope, Return, encode
 from mta_under_test.wire.masquerade import Masquerade
 from mta_under_test.wire.received import literal, protocol, received
 from mta_under_test.wire.reply import Reply
-from mta_under_test.wire.server import ALL_EXTENSIONS, ServerMachine
-
-if TYPE_CHECKING:
-    from mta_under_test.processes.smtp.smtp import Smtp
+from mta_under_test.wire.server import ALL_EXTENSIONS, Limits, ServerMachine
 
 SESSION_TIMEOUT_S = 300.0  # of silence: SMTPD_SESSION_TIMEOUT
 PROXY_TIMEOUT_S = 10.0  # for the header of a proxy, which is a neighbour
@@ -47,14 +46,31 @@ _FLAGS: dict[tuple[bool, bool], frozenset[str]] = {  # of an envelope: in UTF-8,
 logger = logging.getLogger("smtpd")
 
 
+class SessionKeeper(Protocol):
+    """What a session needs of smtp, beside what it has as every process does."""
+
+    limits: Limits
+    admission: Admission
+    message_ids: MessageIds
+    rules_ask_for_names: bool
+
+    def tls_context(self, listener: Listener) -> ssl.SSLContext:
+        """For a listener that speaks TLS."""
+
+    def session_over(self, session: Session) -> None:
+        """The session's connection is closed."""
+
+
 class Session:
-    def __init__(self, smtp: Smtp, listener: Listener, session_id: int) -> None:
+    def __init__(self, process: Process, smtp: SessionKeeper, listener: Listener, session_id: int) -> None:
+        """`process` and `smtp` are the same one: what every process can do, and what only smtp can."""
         self.id = session_id
+        self.process = process
         self.smtp = smtp
         self.listener = listener
-        self.hostname = listener.hostname or smtp.config.hostname
-        self.stream = Stream(SESSION_TIMEOUT_S, smtp.trace_io)
-        self.auth = Authentication(smtp, listener.auth_table)
+        self.hostname = listener.hostname or process.config.hostname
+        self.stream = Stream(SESSION_TIMEOUT_S, process.trace_io)
+        self.auth = Authentication(process, listener.auth_table)
         self.machine = ServerMachine(smtp.limits, extensions=_extensions(listener, secure=listener.tls == "no"))
         self.machine.needs_tls = listener.tls == "required"
         self.machine.needs_auth = listener.auth == "required"
@@ -65,7 +81,7 @@ class Session:
         self.source_port = 0
         self.rdns = ""  # the address's name, where filters or rules want to know it
         self.fcrdns = False  # … and the name leads back
-        self.filters = SessionFilters(self)
+        self.filters = SessionFilters(process, self, session_id, listener.filter)
         self._ends_at_s = asyncio.get_running_loop().time() + SESSION_TOTAL_S
 
     async def run(self, connection: socket.socket, source: tuple[str, int]) -> None:
@@ -77,7 +93,7 @@ class Session:
             await asyncio.get_running_loop().connect_accepted_socket(lambda: self.stream, connection, ssl=context)
         except OSError as error:
             if self.listener.tls == "implicit":
-                self.smtp.stats["smtp.tls-failed"] += 1
+                self.process.stats["smtp.tls-failed"] += 1
                 self.trace(f"no TLS: {error}")
             connection.close()
             self.smtp.session_over(self)
@@ -87,7 +103,7 @@ class Session:
             if self.stream.tls:
                 self._is_secure()
             if not self.smtp.admission.enter_from(self.source):
-                self.smtp.stats["smtp.turned-away"] += 1
+                self.process.stats["smtp.turned-away"] += 1
                 self.stream.write(Reply(421, f"{self.hostname} Too many connections from you", "4.7.0").encode())
                 return
             try:
@@ -97,7 +113,7 @@ class Session:
         except proxy.ProxyError as error:
             logger.warning("%s: %s", self.stream.peer[0], error)
         except TlsFailure as failure:
-            self.smtp.stats["smtp.tls-failed"] += 1
+            self.process.stats["smtp.tls-failed"] += 1
             self.trace(f"no TLS: {failure}")
         except StreamTimeout:
             self.stream.write(Reply(421, f"{self.hostname} session timed out", "4.4.2").encode())
@@ -105,7 +121,7 @@ class Session:
         finally:
             self._forget_transaction()
             self.stream.close()
-            self.smtp.scope("session %d", self.id).check("its connection", held=self.stream.is_open)
+            self.process.scope("session %d", self.id).check("its connection", held=self.stream.is_open)
             self.smtp.session_over(self)
             self.trace("over")
 
@@ -132,7 +148,7 @@ class Session:
         self._is_secure()
 
     def _is_secure(self) -> None:
-        self.smtp.stats["smtp.tls"] += 1
+        self.process.stats["smtp.tls"] += 1
         self.filters.report("link-tls", self.stream.tls)
         self.trace(f"TLS: {self.stream.tls}")
         self.machine.extensions = _extensions(self.listener, secure=True)
@@ -141,20 +157,20 @@ class Session:
         self.trace(f"connected from {self.source or 'this machine'}")
         if self.listener.hostnames:
             question = f"{self.listener.hostnames}\0{self.stream.local[0]}"
-            answer = await self.smtp.ask("lookup", Kind.SERVER_NAME, text=question.encode())
+            answer = await self.process.ask("lookup", Kind.SERVER_NAME, text=question.encode())
             self.hostname = answer.text.decode() or self.hostname
-        if self.source and (self.smtp.rules_ask_for_names or needs_names(self.smtp.config, self.listener.filter)):
-            answer = await self.smtp.ask("lookup", Kind.CLIENT_NAME, text=self.source.encode())
+        if self.source and (self.smtp.rules_ask_for_names or needs_names(self.process.config, self.listener.filter)):
+            answer = await self.process.ask("lookup", Kind.CLIENT_NAME, text=self.source.encode())
             self.rdns, self.fcrdns = answer.text.decode(), bool(answer.integers[1])
-        self.filters.connected()
+        self.filters.connected(self.stream)
         try:
             await self._serve()
         finally:
             self.filters.report("link-disconnect")
 
     def trace(self, line: str) -> None:
-        if "smtp" in self.smtp.tracing:
-            self.smtp.trace("smtp", f"{self.id:016x} {line}")
+        if "smtp" in self.process.tracing:
+            self.process.trace("smtp", f"{self.id:016x} {line}")
 
     async def _serve(self) -> None:
         while True:
@@ -169,7 +185,7 @@ class Session:
                 case server.Closed():
                     return
             reply = await self._answer(event)
-            if "smtp" in self.smtp.tracing:
+            if "smtp" in self.process.tracing:
                 self.trace(f"{type(event).__name__} -> {reply}")
             self.filters.said(event, reply)
             self.stream.write(self.machine.reply(reply))
@@ -227,7 +243,7 @@ class Session:
             case server.Quit():
                 return Reply(221, "Bye", "2.0.0")
             case server.Refused(reply=reply):
-                self.smtp.stats["smtp.refused-command"] += 1
+                self.process.stats["smtp.refused-command"] += 1
                 if self.machine.state not in (server.State.TRANSACTION, server.State.CHUNKED):
                     self._forget_transaction()
                 return reply
@@ -278,14 +294,14 @@ class Session:
         if self.listener.senders and self.auth.username:
             question = "\0".join((self.listener.senders, self.auth.username, sender))
             try:
-                await self.smtp.ask("lookup", Kind.SENDER_OF, text=question.encode())
+                await self.process.ask("lookup", Kind.SENDER_OF, text=question.encode())
             except Refusal as refusal:
                 return _refused(str(refusal))
         try:
             msgid = await self.smtp.message_ids.take()
         except Refusal as refusal:
             return Reply(451, f"Temporary failure: {refusal}", "4.3.0")
-        self.transaction = Transaction(self.smtp, sender, msgid)
+        self.transaction = Transaction(self.process, self.smtp.message_ids, sender, msgid)
         self.transaction.parameters = event.parameters
         if self.listener.masquerade and self.auth.username:
             self.transaction.masquerade = Masquerade(sender)
@@ -297,7 +313,7 @@ class Session:
         recipient = str(event.mailbox)
         refused, recipient = await ask_or_refuse(self.filters, "rcpt-to", recipient)
         if refused is not None:
-            self.smtp.stats["smtp.refused-recipient"] += 1
+            self.process.stats["smtp.refused-recipient"] += 1
             return refused
         asked = transaction.parameters
         envelope = Envelope(
@@ -316,13 +332,13 @@ class Session:
             rcpt=recipient,
             dest=recipient,
             ctime=int(time.time()),
-            ttl=self.smtp.config.queue_ttl_s,
+            ttl=self.process.config.queue_ttl_s,
         )
         try:
             secure = int(bool(self.stream.tls))
-            await self.smtp.ask("lookup", Kind.EXPAND, transaction.msgid, secure, text=encode(envelope))
+            await self.process.ask("lookup", Kind.EXPAND, transaction.msgid, secure, text=encode(envelope))
         except Refusal as refusal:
-            self.smtp.stats["smtp.refused-recipient"] += 1
+            self.process.stats["smtp.refused-recipient"] += 1
             return _refused(str(refusal))
         transaction.first_recipient = transaction.first_recipient or recipient
         return Reply(250, "Recipient ok", "2.1.5")
@@ -361,7 +377,7 @@ class Session:
             return Reply(451, f"Temporary failure: {refusal}", "4.3.0")
         finally:
             self._forget_transaction()
-        self.smtp.stats["smtp.message"] += 1
+        self.process.stats["smtp.message"] += 1
         return Reply(250, f"{msgid:08x} Message accepted for delivery", "2.0.0")
 
     def _forget_transaction(self) -> None:

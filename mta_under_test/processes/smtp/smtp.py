@@ -195,7 +195,7 @@ class Smtp(Process):
 
     def _begin(self, listener: Listener, connection: socket.socket, source: tuple[str, int]) -> None:
         connection.setblocking(False)
-        session = Session(self, listener, next(self._session_ids))
+        session = Session(self, self, listener, next(self._session_ids))
         self.sessions.add(session)
         self.admission.enter()
         self.stats["smtp.session.total"] += 1

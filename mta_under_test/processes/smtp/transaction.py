@@ -8,15 +8,11 @@ from __future__ import annotations
 
 import os
 from array import array
-from typing import TYPE_CHECKING
 
 from mta_under_test.ipc.messages import Kind
-from mta_under_test.processes.process import Refusal
+from mta_under_test.processes.process import Process, Refusal
 from mta_under_test.wire import imsg
 from mta_under_test.wire.masquerade import Masquerade
-
-if TYPE_CHECKING:
-    from mta_under_test.processes.smtp.smtp import Smtp
 
 WRITE_BYTES = 1 << 16
 INLINE_BYTES = imsg.MAX_FRAME_BYTES - imsg.HEADER.size - 2 - 3 * 8  # beside COMMIT_MESSAGE's integers
@@ -29,28 +25,28 @@ class MessageIds:
     The reserve is full whenever nothing is under way: what a commit or a removal used up comes back with its answer.
     """
 
-    def __init__(self, smtp: Smtp) -> None:
-        self._smtp = smtp
+    def __init__(self, process: Process) -> None:
+        self._process = process
         self._reserve = array("I")  # not a list: its numbers would be objects, and their count go up and down
 
     async def take(self) -> int:
         """Raises Refusal."""
         if not self._reserve:
-            answer = await self._smtp.ask("queue", Kind.CREATE_MESSAGE, RESERVE)
+            answer = await self._process.ask("queue", Kind.CREATE_MESSAGE, RESERVE)
             self._give(*answer.integers[1:])
         return self._reserve.pop()
 
     async def commit(self, msgid: int, content: bytes) -> None:
         """Returns when the message survives power loss. `content` is empty when a file has it. Raises Refusal."""
-        answer = await self._smtp.ask("queue", Kind.COMMIT_MESSAGE, msgid, text=content)
+        answer = await self._process.ask("queue", Kind.COMMIT_MESSAGE, msgid, text=content)
         self._give(*answer.integers[1:])
 
     def remove(self, msgid: int) -> None:
-        self._smtp.spawn(self._remove(msgid), f"removal of {msgid:08x}")
+        self._process.spawn(self._remove(msgid), f"removal of {msgid:08x}")
 
     async def _remove(self, msgid: int) -> None:
         try:
-            answer = await self._smtp.ask("queue", Kind.REMOVE_MESSAGE, msgid)
+            answer = await self._process.ask("queue", Kind.REMOVE_MESSAGE, msgid)
         except Refusal:
             return  # it is removed; there is no new id for it just now
         self._give(*answer.integers[1:])
@@ -59,22 +55,23 @@ class MessageIds:
         self._reserve.extend(msgids)
         while len(self._reserve) > RESERVE:
             # Many transactions at once took more: an id too many is given back, and not replaced.
-            self._smtp.tell("queue", Kind.REMOVE_MESSAGE, 0, self._reserve.pop())
+            self._process.tell("queue", Kind.REMOVE_MESSAGE, 0, self._reserve.pop())
 
 
 class Transaction:
     """The message id, what has come of the message, and the writable descriptor of a large one."""
 
-    def __init__(self, smtp: Smtp, sender: str, msgid: int) -> None:
+    def __init__(self, process: Process, ids: MessageIds, sender: str, msgid: int) -> None:
         self.sender = sender
         self.msgid = msgid
         self.parameters: dict[str, str] = {}  # MAIL's
         self.masquerade: Masquerade | None = None
         self.first_recipient = ""
         self.failed = ""  # why the message cannot be kept, once something went wrong while it was written
-        self.held = smtp.scope("transaction %08x", msgid)
+        self.held = process.scope("transaction %08x", msgid)
         self.held.took("message id", msgid)
-        self._smtp = smtp
+        self._process = process
+        self._ids = ids
         self._descriptor: int | None = None
         self._chunks: list[bytes] = []
         self._chunk_bytes = 0
@@ -90,7 +87,7 @@ class Transaction:
     async def _open(self) -> None:
         """The message is too large for an imsg: from here on it goes into its file."""
         try:
-            answer = await self._smtp.ask("queue", Kind.OPEN_MESSAGE, self.msgid)
+            answer = await self._process.ask("queue", Kind.OPEN_MESSAGE, self.msgid)
         except Refusal as refusal:
             self.failed = str(refusal)
             return
@@ -123,7 +120,7 @@ class Transaction:
     async def commit(self) -> None:
         """Returns when it survives power loss; it is queue's from then on. Raises Refusal."""
         assert not self.failed
-        await self._smtp.message_ids.commit(self.msgid, b"".join(self._chunks))
+        await self._ids.commit(self.msgid, b"".join(self._chunks))
         self.held.gave("message id", self.msgid)
         self.msgid = 0
 
@@ -131,7 +128,7 @@ class Transaction:
         self._chunks.clear()
         self._close_descriptor()
         if self.msgid:
-            self._smtp.message_ids.remove(self.msgid)
+            self._ids.remove(self.msgid)
             self.held.gave("message id", self.msgid)
             self.msgid = 0
 
