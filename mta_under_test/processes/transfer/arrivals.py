@@ -6,18 +6,16 @@ complete. Nothing of an envelope stays but evpid, sender, recipient, and what th
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 
 from mta_under_test.config import RelayAction, RelayHost
 from mta_under_test.config.values import relay_host
 from mta_under_test.ipc.messages import Kind
-from mta_under_test.processes.process import Refusal
+from mta_under_test.processes.process import Process, Refusal
+from mta_under_test.processes.transfer.map import Map
 from mta_under_test.processes.transfer.routes import DomainKey, Relay, RelayKey, Task
 from mta_under_test.processes.transfer.wishes import Asked, Wishes, asked_by
 from mta_under_test.wire.envelope import Envelope
-
-if TYPE_CHECKING:
-    from mta_under_test.processes.transfer.transfer import Transfer
 
 
 class Arrival(NamedTuple):
@@ -30,19 +28,38 @@ class Arrival(NamedTuple):
     asked: Asked | None
 
 
+class RelayKeeper(Protocol):
+    """What arrivals need of transfer, beside what it has as every process does."""
+
+    map: Map
+
+    def hold(self, relay: Relay, evpids: list[int]) -> None:
+        """Leave these to scheduler until the relay has room for them."""
+
+    def release(self, relay: Relay, count: int) -> None:
+        """Let scheduler send some of the envelopes that are held for the relay; 0 for all."""
+
+    def drain(self, relay: Relay) -> None:
+        """Do for the relay what can be done now."""
+
+    def result(self, evpid: int, kind: Kind, status_line: str) -> None:
+        """What became of one recipient."""
+
+
 class Arrivals:
-    def __init__(self, transfer: Transfer) -> None:
+    def __init__(self, process: Process, transfer: RelayKeeper) -> None:
+        """`process` and `transfer` are the same one: what every process can do, and what only transfer can."""
+        self._process = process
         self._transfer = transfer
         self._relays: dict[Relay, None] = {}  # that the batch in hand is for
         self._holding: dict[Relay, list[int]] = {}  # evpids of the batch that its relay has no room for
         self._unrouted: dict[tuple[RelayAction, str], list[Arrival]] = {}  # by action and recipient domain
 
     def envelope(self, evpid: int, envelope: Envelope) -> None:
-        transfer = self._transfer
-        action = transfer.config.actions.get(envelope.dispatcher)
+        action = self._process.config.actions.get(envelope.dispatcher)
         if not isinstance(action, RelayAction):
             reason = f"451 4.3.5 No relay action named {envelope.dispatcher!r} any more"
-            transfer.result(evpid, Kind.DELIVERY_TEMP, reason)
+            self._transfer.result(evpid, Kind.DELIVERY_TEMP, reason)
             return
         arrival = Arrival(evpid, sender_of(action, envelope), envelope.dest, envelope.smtpname, asked_by(envelope))
         if action.domain:
@@ -53,15 +70,15 @@ class Arrivals:
 
     def batch_complete(self) -> None:
         for (action, domain), arrivals in self._unrouted.items():
-            self._transfer.spawn(self._route_by_table(action, domain, arrivals), f"relay host of {domain}")
+            self._process.spawn(self._route_by_table(action, domain, arrivals), f"relay host of {domain}")
         self._unrouted.clear()
         self._hand_over()
 
     def _enqueue(self, arrival: Arrival, action: RelayAction, host: RelayHost | None) -> None:
-        transfer = self._transfer
-        key = relay_key(action, host, arrival, transfer.config.hostname, transfer.mx_port)
-        limits = transfer.config.domain_limits.get(key.domain.name, transfer.config.relay_limits)
-        relay = transfer.map.relay(key, limits)
+        config = self._process.config
+        key = relay_key(action, host, arrival, config.hostname, self._process.mx_port)
+        limits = config.domain_limits.get(key.domain.name, config.relay_limits)
+        relay = self._transfer.map.relay(key, limits)
         self._relays[relay] = None
         msgid = arrival.evpid >> 32
         task = relay.incoming.get(msgid)
@@ -69,7 +86,7 @@ class Arrivals:
             waiting = len(relay.tasks) + len(relay.incoming)
             if not relay.on_hold and waiting >= limits.task_hiwat:
                 relay.on_hold = True
-                transfer.trace("transfer", f"{relay} has {waiting} tasks: holding envelopes")
+                self._process.trace("transfer", f"{relay} has {waiting} tasks: holding envelopes")
             if relay.on_hold:
                 self._holding.setdefault(relay, []).append(arrival.evpid)
                 return
@@ -94,15 +111,16 @@ class Arrivals:
 
     async def _route_by_table(self, action: RelayAction, domain: str, arrivals: list[Arrival]) -> None:
         """`relay domain <table>`: the table names a host for each recipient domain."""
-        transfer = self._transfer
         try:
-            answer = await transfer.ask("lookup", Kind.TABLE_VALUE, text=f"{action.domain} {domain}".encode())
+            answer = await self._process.ask("lookup", Kind.TABLE_VALUE, text=f"{action.domain} {domain}".encode())
             if not answer.integers[1]:
                 raise Refusal(f"{domain} is not in table <{action.domain}>")
             host = relay_host(answer.text.decode())
         except (Refusal, ValueError) as error:
             for arrival in arrivals:
-                transfer.result(arrival.evpid, Kind.DELIVERY_TEMP, f"451 4.3.5 Cannot find the relay host: {error}")
+                self._transfer.result(
+                    arrival.evpid, Kind.DELIVERY_TEMP, f"451 4.3.5 Cannot find the relay host: {error}"
+                )
             return
         for arrival in arrivals:
             self._enqueue(arrival, action, host)

@@ -11,13 +11,10 @@ from __future__ import annotations
 
 from asyncio import TimerHandle
 from collections import deque
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 
 from mta_under_test.config import RelayAction, RelayLimits
 from mta_under_test.processes.transfer.wishes import Wishes
-
-if TYPE_CHECKING:
-    from mta_under_test.processes.transfer.session import Session
 
 NEVER = float("-inf")
 PENALTY_BASE_S = 15.0  # a route that failed is not used for 15, 30, 60 … seconds
@@ -162,6 +159,16 @@ class Connector:
         self.avoided_until = NEVER  # the address is not ours, or has no name
 
 
+class IdleSession(Protocol):
+    """A session that waits for a task of its relay's."""
+
+    def give(self, task: Task) -> None:
+        """Something to do."""
+
+    def nothing_comes(self) -> None:
+        """The envelopes that it may be waiting for are not there."""
+
+
 class Relay:
     __slots__ = (
         "awaits_released",
@@ -196,7 +203,7 @@ class Relay:
         self.sourcing = False  # … which has been asked
         self.sessions = 0
         self.connecting = 0  # sessions that have not got as far as a transaction
-        self.idle_sessions: list[Session] = []  # that wait for a task
+        self.idle_sessions: list[IdleSession] = []  # that wait for a task
         self.last_connect = NEVER
         self.last_progress = NEVER  # when a session was begun, or became ready
         self.last_error = ""

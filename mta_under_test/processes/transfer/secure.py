@@ -6,15 +6,16 @@ handshake fails, over another connection (as OpenSMTPD does). Where TLS is requi
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import ssl
+from typing import Protocol
 
 from mta_under_test.ipc.messages import Kind
-from mta_under_test.processes.process import Refusal
-from mta_under_test.processes.stream import TlsFailure
+from mta_under_test.processes.process import Process, Refusal
+from mta_under_test.processes.stream import Stream, TlsFailure
 from mta_under_test.processes.tls_settings import requires, verifies
-
-if TYPE_CHECKING:
-    from mta_under_test.processes.transfer.session import Session
+from mta_under_test.processes.transfer.routes import Relay
+from mta_under_test.wire.client import ClientMachine
+from mta_under_test.wire.reply import Reply
 
 PLAIN_SCHEMES = ("smtp+notls", "lmtp")
 
@@ -27,16 +28,46 @@ class Unsafe(Exception):
     """TLS or credentials that are required cannot be had; the text is a status line."""
 
 
-async def first(session: Session) -> None:
+class TlsContexts(Protocol):
+    """What securing a session needs of transfer."""
+
+    def tls_context(self, pki: str, verify: bool) -> ssl.SSLContext:
+        """With the client certificate of that name, "" for none."""
+
+
+class Dialogue(Protocol):
+    """What securing a session needs of it."""
+
+    process: Process
+    relay: Relay
+    stream: Stream
+    machine: ClientMachine
+
+    @property
+    def transfer(self) -> TlsContexts:
+        """Who has the contexts."""
+
+    @property
+    def server_name(self) -> str:
+        """What the host's certificate is for."""
+
+    async def command(self, command: bytes) -> Reply:
+        """Say it, and wait for the answer."""
+
+    def trace(self, line: str) -> None:
+        """For who watches the session."""
+
+
+async def first(session: Dialogue) -> None:
     """TLS before the greeting, where the scheme says so. Raises Unsafe."""
     if session.relay.key.scheme == "smtps":
         await _shake_hands(session)
 
 
-async def second(session: Session) -> bool:
+async def second(session: Dialogue) -> bool:
     """STARTTLS after EHLO; true when EHLO must be said again. Raises NoTls, Unsafe."""
     key = session.relay.key
-    if session.stream.tls or session.declines_tls or key.scheme in PLAIN_SCHEMES:
+    if session.stream.tls or key.scheme in PLAIN_SCHEMES:
         return False
     required = requires(key.action, key.scheme)
     if "STARTTLS" not in session.machine.extensions:
@@ -59,19 +90,19 @@ async def second(session: Session) -> bool:
     return True
 
 
-async def _shake_hands(session: Session) -> None:
+async def _shake_hands(session: Dialogue) -> None:
     key = session.relay.key
     verify = verifies(key.action, key.scheme)
     context = session.transfer.tls_context(key.action.pki, verify)
     try:
-        await session.stream.start_tls(context, server_name=session.mx_name or session.route.host.address)
+        await session.stream.start_tls(context, server_name=session.server_name)
     except TlsFailure as failure:
-        raise Unsafe(f"451 4.7.5 TLS with {session.mx_name or session.route.host.address}: {failure}") from failure
-    session.transfer.stats["mta.tls"] += 1
+        raise Unsafe(f"451 4.7.5 TLS with {session.server_name}: {failure}") from failure
+    session.process.stats["mta.tls"] += 1
     session.trace(f"TLS: {session.stream.tls}{', verified' if verify else ''}")
 
 
-async def authenticate(session: Session) -> None:
+async def authenticate(session: Dialogue) -> None:
     """Say who we are, where the relay's URL has a label. Raises Unsafe."""
     key = session.relay.key
     if not key.label:
@@ -93,9 +124,9 @@ async def authenticate(session: Session) -> None:
         raise Unsafe(f"451 4.7.0 Authentication failed: {reply}")
 
 
-async def _credentials(session: Session, table: str, label: str) -> tuple[bytes, bytes]:
+async def _credentials(session: Dialogue, table: str, label: str) -> tuple[bytes, bytes]:
     try:
-        answer = await session.transfer.ask("lookup", Kind.TABLE_VALUE, text=f"{table} {label}".encode())
+        answer = await session.process.ask("lookup", Kind.TABLE_VALUE, text=f"{table} {label}".encode())
     except Refusal as refusal:
         raise Unsafe(f"451 4.3.5 Cannot look up credentials: {refusal}") from refusal
     user, colon, password = answer.text.partition(b":")

@@ -13,18 +13,15 @@ import asyncio
 import errno
 import logging
 import os
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from mta_under_test.ipc.messages import Kind
-from mta_under_test.processes.process import Refusal
+from mta_under_test.processes.process import Process, Refusal
 from mta_under_test.processes.stream import Stream, StreamTimeout
 from mta_under_test.processes.transfer import secure, wishes
 from mta_under_test.processes.transfer.routes import Connector, Relay, Route, Task
 from mta_under_test.wire.client import ClientMachine, LocalError, RemoteError
 from mta_under_test.wire.reply import Reply
-
-if TYPE_CHECKING:
-    from mta_under_test.processes.transfer.transfer import Transfer
 
 SESSION_TIMEOUT_S = 300.0
 MAX_HOPS = 100  # Received fields; checked when relaying, as February 2013 did
@@ -41,19 +38,57 @@ class SessionError(Exception):
     """The session cannot go on; the text is a status line for the recipients in hand."""
 
 
+class SessionKeeper(secure.TlsContexts, Protocol):
+    """What a session needs of transfer, beside what it has as every process does."""
+
+    def session_ready(self, session: Session) -> None:
+        """The session is past the greeting: its route works."""
+
+    def session_over(self, session: Session) -> None:
+        """The session's connection is closed."""
+
+    def next_task(self, relay: Relay) -> Task | None:
+        """The relay's next task; it is running from here on."""
+
+    def task_over(self) -> None:
+        """It does not run any more."""
+
+    def untake(self, relay: Relay, task: Task) -> None:
+        """The session that was given the task is gone: somebody else does it."""
+
+    def result(self, evpid: int, kind: Kind, status_line: str, remote: str = "") -> None:
+        """What became of one recipient, and which server said so, if it was one."""
+
+    def results(self, task: Task, kind: Kind, status_line: str, remote: str = "") -> None:
+        """The same for every recipient of the task that has no result yet."""
+
+    def heard(self, task: Task, kind: Kind, status_line: str) -> None:
+        """What the task's destination said."""
+
+
 class Session:
-    def __init__(self, transfer: Transfer, relay: Relay, connector: Connector, route: Route, mx_name: str) -> None:
+    def __init__(
+        self,
+        process: Process,
+        transfer: SessionKeeper,
+        relay: Relay,
+        connector: Connector,
+        route: Route,
+        mx_name: str,
+    ) -> None:
+        """`process` and `transfer` are the same one: what every process can do, and what only transfer can."""
+        self.process = process
         self.transfer = transfer
         self.relay = relay
         self.connector = connector
         self.route = route
         self.mx_name = mx_name  # the host's name, as the destination's MX record or the configuration has it
-        self.stream = Stream(SESSION_TIMEOUT_S, transfer.trace_io)
+        self.stream = Stream(SESSION_TIMEOUT_S, process.trace_io)
         self.machine = ClientMachine()
         self.declines_tls = False  # a handshake with this host has just failed
         self.lmtp = relay.key.scheme == "lmtp"
         self.message: int | None = None
-        self._scope = transfer.scope("session with %s", mx_name)
+        self._scope = process.scope("session with %s", mx_name)
         self._held = self._scope  # the transaction's, once there is one
         self.accepted = 0  # messages; refusals did not count in February 2013, so a refusing peer saw unbounded reuse
         self.refused = 0
@@ -63,13 +98,18 @@ class Session:
         self.error = ""
         self._given: Task | None = None  # while the session was idle
 
+    @property
+    def server_name(self) -> str:
+        """By which the host's certificate is checked."""
+        return self.mx_name or self.route.host.address
+
     async def run(self) -> None:
         try:
             try:
                 await self._open()
             except secure.NoTls:
                 self.stream.abort()
-                self.stream = Stream(SESSION_TIMEOUT_S, self.transfer.trace_io)
+                self.stream = Stream(SESSION_TIMEOUT_S, self.process.trace_io)
                 self.machine = ClientMachine()
                 self.declines_tls = True
                 await self._open()
@@ -77,7 +117,7 @@ class Session:
             self.transfer.session_ready(self)
             while (task := await self._next_task()) is not None:
                 try:
-                    with self.transfer.scope("transaction %08x with %s", task.msgid, self.mx_name) as self._held:
+                    with self.process.scope("transaction %08x with %s", task.msgid, self.mx_name) as self._held:
                         await self._transact(task)
                 finally:
                     self.transfer.task_over()
@@ -135,8 +175,8 @@ class Session:
         return task
 
     def trace(self, line: str) -> None:
-        if "transfer" in self.transfer.tracing:
-            self.transfer.trace("transfer", f"{self.route.host.address} {line}")
+        if "transfer" in self.process.tracing:
+            self.process.trace("transfer", f"{self.route.host.address} {line}")
 
     # ---- the message in hand
 
@@ -158,7 +198,7 @@ class Session:
         try:
             await secure.first(self)
             await self._greet()
-            if await secure.second(self):
+            if not self.declines_tls and await secure.second(self):
                 await self._hello()
             await secure.authenticate(self)
         except secure.Unsafe as error:
@@ -201,10 +241,10 @@ class Session:
         """What we call ourselves: `helo`, or by our address from the table of `helo-src`, or the server's name."""
         action = self.relay.action
         if not action.helo_src:
-            return action.helo or self.transfer.config.hostname
+            return action.helo or self.process.config.hostname
         address = self.stream.local[0]
         try:
-            answer = await self.transfer.ask("lookup", Kind.TABLE_VALUE, text=f"{action.helo_src} {address}".encode())
+            answer = await self.process.ask("lookup", Kind.TABLE_VALUE, text=f"{action.helo_src} {address}".encode())
         except Refusal as refusal:
             raise SessionError(f"451 4.3.5 Could not retrieve helo name: {refusal}") from refusal
         if not answer.integers[1]:
@@ -227,7 +267,7 @@ class Session:
     async def _deliver(self, task: Task) -> None:
         """One transaction. Raises SessionError when the session is of no more use, Refusal without a message."""
         transfer = self.transfer
-        answer = await transfer.ask("queue", Kind.MESSAGE_FD, task.msgid)
+        answer = await self.process.ask("queue", Kind.MESSAGE_FD, task.msgid)
         self.message = answer.take_descriptor()
         if self.message is None:
             raise Refusal("out of descriptors")
@@ -346,7 +386,7 @@ class Session:
 
     def _send(self, command: bytes, *, more: bool = False) -> None:
         self.stream.write(command, more=more)
-        if "transfer" in self.transfer.tracing:
+        if "transfer" in self.process.tracing:
             self.trace(f"<- {command[:512].decode(errors='replace').rstrip()}")
 
     async def _answer(self) -> Reply:
@@ -366,7 +406,7 @@ class Session:
         except RemoteError as error:
             raise SessionError(f"451 4.5.0 The remote server does not speak SMTP: {error}") from error
         reply = answered[1]
-        if "transfer" in self.transfer.tracing:
+        if "transfer" in self.process.tracing:
             self.trace(f"-> {reply}")
         return reply
 

@@ -81,7 +81,7 @@ class Transfer(Process):
     async def start(self) -> None:
         self.map = Map()
         self.hoststats = HostStats(self.config.max_deferred)
-        self._arrivals = Arrivals(self)
+        self._arrivals = Arrivals(self, self)
         self._sessions = 0
         self._max_sessions = max_sessions(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
         self._crowded_out: dict[Relay, None] = {}  # that wait for any session to end
@@ -276,7 +276,7 @@ class Transfer(Process):
         route = self.map.connected(relay, connector, mx.host, asyncio.get_running_loop().time())
         self._sessions += 1
         self.stats["mta.session.total"] += 1
-        session = Session(self, relay, connector, route, mx.name)
+        session = Session(self, self, relay, connector, route, mx.name)
         self.spawn(session.run(), f"session to {route.host.address}")
 
     async def _resolve(self, domain: Domain) -> None:
