@@ -9,19 +9,15 @@ import asyncio
 import os
 import socket
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from mta_under_test.config import LmtpAction
 from mta_under_test.ipc.messages import Kind
 from mta_under_test.processes.mda.agents import header
-from mta_under_test.processes.process import Refusal
+from mta_under_test.processes.process import Process, Refusal
 from mta_under_test.processes.stream import Stream, StreamTimeout
 from mta_under_test.wire import exchange
 from mta_under_test.wire.client import ClientMachine, LocalError, RemoteError
 from mta_under_test.wire.reply import Reply
-
-if TYPE_CHECKING:
-    from mta_under_test.processes.delivery.delivery import Delivery
 
 CONNECT_TIMEOUT_S = 30.0
 TIMEOUT_S = 300.0
@@ -33,7 +29,7 @@ class LmtpError(Exception):
 
 
 async def deliver(
-    delivery: Delivery, action: LmtpAction, sender: str, recipients: Mapping[int, str], dest: str, message: int
+    delivery: Process, action: LmtpAction, sender: str, recipients: Mapping[int, str], dest: str, message: int
 ) -> dict[int, Reply]:
     """The server's answer for each recipient (by evpid). Raises LmtpError.
 
@@ -58,7 +54,7 @@ async def deliver(
         stream.close()
 
 
-async def _connect(delivery: Delivery, action: LmtpAction, stream: Stream) -> None:
+async def _connect(delivery: Process, action: LmtpAction, stream: Stream) -> None:
     loop = asyncio.get_running_loop()
     if action.destination.startswith("/"):
         answer = await delivery.ask("parent", Kind.OPEN, text=f"lmtp {action.name}".encode())

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import stat
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
@@ -16,11 +15,8 @@ from mta_under_test.config import Action, LocalAction
 from mta_under_test.config.rules import Facts, Ruleset
 from mta_under_test.ipc.messages import Kind
 from mta_under_test.processes.lookup.expansion import Undeliverable
-from mta_under_test.processes.process import Refusal
+from mta_under_test.processes.process import Process, Refusal
 from mta_under_test.tables import Table, UserInfo, find_user, system_user
-
-if TYPE_CHECKING:
-    from mta_under_test.processes.process import Process
 
 FORWARD_BYTES = 4096  # a .forward file is shorter
 INCLUDE_BYTES = 1 << 16

@@ -12,13 +12,9 @@ import os
 import stat
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mta_under_test.ipc.messages import Kind
-from mta_under_test.processes.process import Refusal
-
-if TYPE_CHECKING:
-    from mta_under_test.processes.parent.parent import Parent
+from mta_under_test.processes.process import Process, Refusal
 
 LOOK_S = 10.0  # between looks: who may not use the control socket leaves mail while we run, too
 REFUSED = ".refused"  # ends the name of a file that smtpd does not take; a person looks at it
@@ -26,14 +22,14 @@ REFUSED = ".refused"  # ends the name of a file that smtpd does not take; a pers
 logger = logging.getLogger("smtpd")
 
 
-async def watch(parent: Parent) -> None:
+async def watch(parent: Process) -> None:
     """Until the daemon ends."""
     while True:
         await look(parent, parent.spool_root / "offline")
         await asyncio.sleep(LOOK_S)
 
 
-async def look(parent: Parent, directory: Path) -> None:
+async def look(parent: Process, directory: Path) -> None:
     """Submit what is there, one after the other."""
     try:
         names = sorted(os.listdir(directory))
@@ -45,7 +41,7 @@ async def look(parent: Parent, directory: Path) -> None:
             await _submit(parent, directory / name)
 
 
-async def _submit(parent: Parent, path: Path) -> None:
+async def _submit(parent: Process, path: Path) -> None:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
@@ -70,7 +66,7 @@ async def _submit(parent: Parent, path: Path) -> None:
         path.rename(path.with_name(path.name + REFUSED))
 
 
-async def _run(parent: Parent, descriptor: int, uid: int) -> int:
+async def _run(parent: Process, descriptor: int, uid: int) -> int:
     """The child's exit status. Raises Refusal, when smtp gives no session."""
     answer = await parent.ask("smtp", Kind.SMTP_SESSION)
     session = answer.take_descriptor()

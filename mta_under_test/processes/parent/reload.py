@@ -12,18 +12,15 @@ import logging
 import os
 import socket
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from mta_under_test.config import Config, ConfigError, Listener, load
 from mta_under_test.config.codec import encode
 from mta_under_test.config.interfaces import interface_addresses
 from mta_under_test.ipc.messages import Kind
 from mta_under_test.processes.listening import ListenError, bind, keep
+from mta_under_test.processes.parent.services import Services
 from mta_under_test.processes.process import Refusal
 from mta_under_test.processes.tls_settings import differ
-
-if TYPE_CHECKING:
-    from mta_under_test.processes.parent.services import Services
 
 logger = logging.getLogger("smtpd")
 
