@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -39,7 +40,8 @@ class LmtpServer:
             except OSError:
                 return
             self.sessions += 1
-            with connection, connection.makefile("rwb") as stream:
+            # Who has said QUIT need not wait for the answer (RFC 5321 §4.1.1.10 does not forgive it, servers do).
+            with suppress(ConnectionError), connection, connection.makefile("rwb") as stream:
                 connection.settimeout(10)
                 self._session(stream)
 
