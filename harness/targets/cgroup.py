@@ -18,6 +18,7 @@ from pathlib import Path
 from harness.probes import kernel, processes
 
 EMPTY_S = 2.0  # for which it is waited until the last process has left
+PREFIX = "seatbelt-"  # of a cgroup's name; then the harness's pid, and a number
 _numbers = itertools.count(1)
 
 
@@ -57,6 +58,15 @@ def _is_ours(pid: int) -> bool:
     return now is not None and now.ppid != 0
 
 
+def _sweep(root: Path) -> None:
+    """Remove what harnesses that were killed have left behind. One that is still in use refuses (cgroups(7))."""
+    for left in root.glob(f"{PREFIX}*-*"):
+        pid = left.name.removeprefix(PREFIX).partition("-")[0]
+        if pid.isdigit() and processes.stat(int(pid)) is None:
+            with suppress(OSError):
+                left.rmdir()
+
+
 def _made(parent: Path | None) -> Path | None:
     """A new one beside the parent's other children; under its root, since a v2 group with processes has no children."""
     if parent is None:
@@ -64,7 +74,8 @@ def _made(parent: Path | None) -> Path | None:
     root = next((place for place in (parent, *parent.parents) if os.path.ismount(place)), None)
     if root is None:
         return None
-    directory = root / f"seatbelt-{os.getpid()}-{next(_numbers)}"
+    _sweep(root)
+    directory = root / f"{PREFIX}{os.getpid()}-{next(_numbers)}"
     try:
         directory.mkdir()
     except OSError:

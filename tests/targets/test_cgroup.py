@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from harness.probes import kernel
 from harness.targets.cgroup import Cgroup
+from tests.probes.probed import until
 
 SOCKETS = """
 import socket
@@ -70,6 +73,36 @@ def test_it_is_removed_when_its_processes_have_ended(holder: subprocess.Popen[st
     cgroup.close()
     assert not directory.exists()
     cgroup.close()
+
+
+def test_what_a_killed_harness_left_is_removed_by_the_next_one(cgroup: Cgroup) -> None:
+    code = """
+import subprocess, sys
+from harness.probes import kernel
+from harness.targets.cgroup import Cgroup
+child = subprocess.Popen(["sleep", "60"])
+Cgroup().adopt([child.pid])
+print(child.pid, kernel.directory_of(child.pid), flush=True)
+sys.stdin.read()
+"""
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as killed:
+        assert killed.stdout is not None
+        pid, directory = killed.stdout.readline().split()
+        killed.kill()
+    assert Path(directory).name.startswith(f"seatbelt-{killed.pid}-")
+    with subprocess.Popen(["sleep", "60"]) as other:
+        another = Cgroup()
+        another.adopt([other.pid])
+        assert Path(directory).is_dir(), "somebody still lives in it"
+        os.kill(int(pid), signal.SIGKILL)
+        until(lambda: not Path(directory, "cgroup.procs").read_text(), "it is empty")
+        yet_another = Cgroup()
+        yet_another.adopt([other.pid])
+        assert not Path(directory).exists()
+        other.kill()
+    another.close()
+    yet_another.close()
 
 
 def test_a_cgroup_that_is_ours_too_says_nothing(holder: subprocess.Popen[str]) -> None:
