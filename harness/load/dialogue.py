@@ -11,6 +11,7 @@ import ssl
 import struct
 import time
 from collections.abc import Awaitable
+from contextlib import suppress
 
 from harness.load.tally import Exchange, Outcome, Ticket
 from harness.scenario import SENDER_DOMAIN, Step
@@ -174,6 +175,17 @@ class _Client:
                 raise ConnectionAbortedError("the server closed the connection")
             self._received += data
 
+    def _was_said_goodbye(self) -> bool:
+        """Whether 421 is among what was not read: who is still sending learns of the end by a reset."""
+        with suppress(OSError):  # nothing more: BlockingIOError, ConnectionResetError, ssl.SSLError
+            while data := self._socket.recv(ANSWER_BYTES):
+                if self._tls is None:
+                    self._received += data
+                else:
+                    self._in.write(data)
+                    self._received += self._tls.read(ANSWER_BYTES)
+        return any(line.startswith(b"421") for line in self._received.splitlines())
+
     async def _timed(self, name: str, work: Awaitable[str]) -> None:
         began, clock = time.time(), time.perf_counter()
         error = "cut off: not answered when the session's time was over"
@@ -181,7 +193,7 @@ class _Client:
             error = await work
         except OSError as broken:
             error = str(broken) or type(broken).__name__
-            if isinstance(broken, ConnectionError):
+            if isinstance(broken, ConnectionError) and not self._was_said_goodbye():
                 self._outcome.closed()
             raise _Over from broken
         finally:

@@ -66,11 +66,40 @@ async def hold(address: tuple[str, int], ticket: Ticket) -> Outcome:
     return outcome
 
 
+class _Ear(asyncio.Protocol):
+    """Between a transport and aiosmtplib's protocol, which drops what it is told unasked: a 421, above all."""
+
+    def __init__(self, protocol: SMTPProtocol) -> None:
+        self._protocol = protocol
+        self._heard = b""
+
+    def data_received(self, data: bytes) -> None:
+        self._heard = data
+        self._protocol.data_received(data)
+
+    def eof_received(self) -> bool | None:
+        return self._protocol.eof_received()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._protocol.connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        self._protocol.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._protocol.resume_writing()
+
+    @property
+    def heard_a_goodbye(self) -> bool:
+        return any(line.startswith(b"%d" % CLOSING) for line in self._heard.splitlines())
+
+
 class _Dialogue:
     def __init__(self, client: SMTP, outcome: Outcome) -> None:
         self._client = client
         self._outcome = outcome
         self._protocol: SMTPProtocol | None = None
+        self._ear: _Ear | None = None
         self.transport: asyncio.WriteTransport | None = None
 
     async def whole(self, ticket: Ticket) -> None:
@@ -78,6 +107,9 @@ class _Dialogue:
         self._outcome.greeted = True
         self._protocol = self._client.protocol
         self.transport = cast(asyncio.WriteTransport, self._client.transport)
+        assert self._protocol is not None, "it has connected"
+        self._ear = _Ear(self._protocol)
+        self.transport.set_protocol(self._ear)
         await self._must("EHLO", self._client.ehlo)
         for number, message in enumerate(ticket.plan.messages):
             await self._transaction(message, f"{ticket.name}.{number}@{SENDER_DOMAIN}")
@@ -124,7 +156,8 @@ class _Dialogue:
             code, text = refused.code, refused.message
         except (SMTPException, OSError) as broken:
             error = str(broken) or type(broken).__name__
-            if isinstance(broken, SMTPServerDisconnected | ConnectionError):
+            is_gone = isinstance(broken, SMTPServerDisconnected | ConnectionError)
+            if is_gone and self._ear is not None and not self._ear.heard_a_goodbye:
                 self._outcome.closed()
         except asyncio.CancelledError:
             text = "cut off: not answered when the session's time was over"

@@ -111,6 +111,24 @@ def test_a_server_that_says_why_it_hangs_up_does_not_break_off(answer: str) -> N
     assert (outcome.finished, outcome.broken_off) == (False, False)
 
 
+def test_a_goodbye_in_the_middle_of_a_command_is_heard() -> None:
+    def serve() -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.sendall(b"220 here\r\n")
+            connection.recv(1)
+            connection.sendall(b"421 4.4.2 too slow\r\n")
+        # What has come since is not read: the client gets a reset.
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        outcome = held(listener.getsockname()[1], GREETING, Step(b"x" * 40, expect="2", piece_bytes=1, pause_s=0.01))
+        thread.join(10)
+    assert outcome.exchanges[-1].error
+    assert (outcome.finished, outcome.broken_off) == (False, False)
+
+
 def test_what_is_not_answered_in_time_is_cut_off() -> None:
     with SmtpSink(stall_at="MAIL") as sink:
         outcome = held(sink.port, GREETING, EHLO, mail(), timeout_s=0.5)

@@ -91,6 +91,13 @@ def test_a_server_that_says_it_leaves_ends_the_session_with_its_words() -> None:
     assert (outcome.refused_recipients, outcome.finished, outcome.broken_off) == (0, False, False)
 
 
+def test_a_goodbye_that_nobody_asked_for_is_heard() -> None:
+    with SmtpSink(leave_at=("RSET", "250 fine\r\n421 4.7.0 that is enough")) as sink:
+        outcome = held(sink.port, Message(DEFAULT_SENDER, (), (BAD,)), PLAIN)
+    assert [name for name, _ in errors(outcome)] == ["MAIL"]
+    assert (outcome.finished, outcome.broken_off) == (False, False)
+
+
 def test_a_server_that_has_lost_patience_does_not_break_off() -> None:
     with SmtpSink(leave_at=("RSET", "500 too many errors")) as sink:
         outcome = held(sink.port, Message(DEFAULT_SENDER, (), (BAD,)), PLAIN)

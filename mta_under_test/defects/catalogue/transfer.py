@@ -129,7 +129,7 @@ def refused_body_fd(strikes: Chance) -> None:
 @defect(
     role="transfer",
     chapter="message file",
-    resources=("process", "task", "mail"),
+    resources=("process", "task", "mail", "counter"),  # what is cut off may wait for ever
     trigger="a transaction is flushed after its message was closed by RSET",
     rate=None,
     scenario="rejected-reuse",
