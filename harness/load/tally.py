@@ -87,9 +87,10 @@ class Tally(msgspec.Struct, tag=True):
         self.accepted += outcome.accepted
         self.refused_recipients += outcome.refused_recipients
         self.commands += len(outcome.exchanges)
+        latency_us = self.latency_us
         for exchange in outcome.exchanges:
             bucket = _bucket_us(round(exchange.took_s * 1e6))
-            self.latency_us[bucket] = self.latency_us.get(bucket, 0) + 1
+            latency_us[bucket] = latency_us.get(bucket, 0) + 1
             if exchange.error:
                 self.failures += 1
                 _keep(self.errors, f"{exchange.name}: {exchange.error}")

@@ -66,8 +66,9 @@ class MailUser(User):
             self.source.give(outcome)
 
     def _tell_locust(self, outcome: Outcome) -> None:
+        fire = self.environment.events.request.fire
         for exchange in outcome.exchanges:
-            self.environment.events.request.fire(
+            fire(
                 request_type="SMTP",
                 name=exchange.name,
                 response_time=exchange.took_s * 1000,
