@@ -11,6 +11,7 @@ from collections import Counter
 from harness.detectors.identities import Identity, sightings
 from harness.detectors.quantiles import binomial_interval
 from harness.detectors.rests import rests
+from harness.detectors.wording import quantity
 from reports.record import Finding, Incident, RunRecord, Snapshot
 
 MAX_EXAMPLES = 5
@@ -57,7 +58,7 @@ def _broken_off(record: RunRecord) -> list[Finding]:
     findings = []
     for incident in record.incidents:
         if incident.kind == "broken-off":
-            sessions = f"{incident.count} {'session' if incident.count == 1 else 'sessions'}"
+            who, sessions = incident.role or "the target", quantity(incident.count, "session")
             findings.append(
                 Finding(
                     resource="socket",
@@ -70,7 +71,7 @@ def _broken_off(record: RunRecord) -> list[Finding]:
                     confidence=CERTAIN,
                     first_dose=_dose_of(record, incident),
                     examples=[incident.text],
-                    message=f"{incident.role or 'the target'} broke off {sessions} in the middle, without a 421",
+                    message=f"{who} broke off {sessions} in the middle, without a 421",
                     advice="Look for a descriptor closed twice, or by another than its owner; and for a crash.",
                 )
             )

@@ -43,6 +43,11 @@ def plural(unit: str) -> str:
     return f"{unit}s"
 
 
+def quantity(count: int, unit: str) -> str:
+    """``1 session``, ``2 sessions``."""
+    return f"{count} {unit if count == 1 else plural(unit)}"
+
+
 def advice(role: str, resource: Resource, kind: str, label: str) -> str:
     """What to look at next."""
     look = f"`seatbelt fds PID` lists them while {role} runs"

@@ -13,7 +13,7 @@ import time
 from collections.abc import Awaitable
 from contextlib import suppress
 
-from harness.load.tally import Exchange, Outcome, Ticket
+from harness.load.tally import Exchange, Outcome, Ticket, says_goodbye
 from harness.scenario import SENDER_DOMAIN, Step
 
 ANSWER_BYTES = 1 << 16  # of one answer; a server that says more is not answering
@@ -184,7 +184,7 @@ class _Client:
                 else:
                     self._in.write(data)
                     self._received += self._tls.read(ANSWER_BYTES)
-        return any(line.startswith(b"421") for line in self._received.splitlines())
+        return says_goodbye(bytes(self._received))
 
     async def _timed(self, name: str, work: Awaitable[str]) -> None:
         began, clock = time.time(), time.perf_counter()

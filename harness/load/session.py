@@ -18,12 +18,11 @@ from aiosmtplib import SMTP, SMTPException, SMTPResponse, SMTPResponseException,
 from aiosmtplib.protocol import SMTPProtocol
 
 from harness.load import dialogue
-from harness.load.tally import Exchange, Outcome, Ticket
+from harness.load.tally import CLOSING, Exchange, Outcome, Ticket, says_goodbye
 from harness.scenario import SENDER_DOMAIN, Message
 
 LOCAL_HOSTNAME = f"load.{SENDER_DOMAIN}"  # given, or aiosmtplib asks the resolver for this machine's name
 LINE_BYTES = 64  # of the body, CRLF included
-CLOSING = 421  # RFC 5321 §3.8: the server ends the session
 
 
 class _Broken(Exception):
@@ -91,7 +90,7 @@ class _Ear(asyncio.Protocol):
 
     @property
     def heard_a_goodbye(self) -> bool:
-        return any(line.startswith(b"%d" % CLOSING) for line in self._heard.splitlines())
+        return says_goodbye(self._heard)
 
 
 class _Dialogue:

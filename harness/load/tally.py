@@ -17,6 +17,7 @@ from harness.scenario import SessionPlan
 from reports.record import Load
 
 MOST_ERRORS = 5  # different texts that a tally keeps
+CLOSING = 421  # RFC 5321 §3.8: the server ends the session
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,11 @@ class Ticket:
     deadline: float  # on time.monotonic(); what is not done by then is cut off
     units: int = 0  # of work that it is worth
     address: tuple[str, int] | None = None  # (host, port) of the mail server; None: the user knows
+
+
+def says_goodbye(heard: bytes) -> bool:
+    """Whether one of these lines, which nobody may have asked for, is a 421."""
+    return any(line.startswith(b"%d" % CLOSING) for line in heard.splitlines())
 
 
 class Exchange(msgspec.Struct, frozen=True, gc=False):

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
+from harness.detectors.wording import quantity
 from harness.load.tally import Tally, summary
 from harness.run.accounts import Accounts
 from harness.run.design import REFUSING, Design
@@ -123,7 +124,7 @@ class Dosing:
     def _broken(self, number: int, tally: Tally) -> Incident:
         """Why the dose was not exact, though everybody lives: by the server's doing, or who knows."""
         count = tally.broken_off or tally.unfinished
-        what = f"{'1 session' if count == 1 else f'{count} sessions'} of dose {number + 1}"
+        what = f"{quantity(count, 'session')} of dose {number + 1}"
         errors = f": {'; '.join(tally.errors)}" if tally.errors else ""
         at = self._stand.clock()
         if not tally.broken_off:
