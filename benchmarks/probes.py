@@ -11,12 +11,12 @@ lsof asked about each process, and 3 times as fast as the same by psutil; a coun
 process; the sampler at 10 Hz takes under 1 % of a core. Printed beside them, and not held: one lsof for all eight,
 which reads the kernel's socket tables once instead of eight times. Where lsof is not installed its lines are left out.
 
-The 20 times are not reached: on a quiet machine of two cores (Linux 6.18) lsof took 152 ms, a snapshot 15 ms, which is
-ten times. Of the 15 ms more than half, 8 ms, are the bare system calls, printed as a line of their own in every run: a
-listing of each process, a readlink of each descriptor, a stat of each that is neither socket nor pipe (a file's name
-does not tell which file it is), and smaps_rollup. With nothing else at all done about them, no sockets looked up and
-nothing kept, they would be 18 to 19 times as fast as lsof. Other work on the machine makes lsof, the slowest, seem
-slower than it is: the best of five long runs has more of it in it than the best of five short ones.
+Two thirds of a snapshot are the kernel's. The walk is done in C (`harness/probes/native.c`), because the bare system
+calls made from Python, a line of their own in every run, take nearly as long as the whole of it: a listing of each
+process, a readlink of each descriptor, a stat of each that is neither socket nor pipe (a file's name does not tell which
+file it is), and smaps_rollup. Without a C compiler the walk is Python's, and then a snapshot is some 11 times as fast as
+lsof. Other work on the machine makes lsof, the slowest, seem slower than it is: the best of five long runs has more of
+it in it than the best of five short ones.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def snapshots(pids: Sequence[int]) -> list[str]:
     """Prints what each way takes; what is not held is returned, a sentence each."""
     ways: dict[str, Callable[[], object]] = {
         "snapshot": lambda: inspect(pids, positions=False),
-        "bare system calls": lambda: bare(pids),
+        "system calls in Python": lambda: bare(pids),
         "psutil": lambda: by_psutil(pids),
     }
     if lsof := shutil.which("lsof"):
