@@ -13,10 +13,10 @@ which reads the kernel's socket tables once instead of eight times. Where lsof i
 
 Two thirds of a snapshot are the kernel's. The walk is done in C (`harness/probes/native.c`), because the bare system
 calls made from Python, a line of their own in every run, take nearly as long as the whole of it: a listing of each
-process, a readlink of each descriptor, a stat of each that is neither socket nor pipe (a file's name does not tell which
-file it is), and smaps_rollup. Without a C compiler the walk is Python's, and then a snapshot is some 11 times as fast as
-lsof. Other work on the machine makes lsof, the slowest, seem slower than it is: the best of five long runs has more of
-it in it than the best of five short ones.
+process, a readlink of each descriptor, a stat of each that is neither socket nor pipe (a file's name does not tell
+which file it is), and smaps_rollup. Without a C compiler the walk is Python's, and then a snapshot is some 11 times as
+fast as lsof. Other work on the machine makes lsof, the slowest, seem slower than it is: the best of five long runs has
+more of it in it than the best of five short ones.
 """
 
 from __future__ import annotations
