@@ -19,13 +19,12 @@ from locust import events
 from locust.env import Environment
 from locust.exception import RPCError
 from locust.runners import MasterRunner, Runner
-from locust.stats import RequestStats
 
 from harness.load.doses import DoseGiver, Doses
 from harness.load.fleet import Fleet
 from harness.load.orders import FleetOrder, Ready, Start, WebOrder
 from harness.load.sessions import Holder, LoadStuck, Sessions
-from harness.load.user import user_of
+from harness.load.user import Unread, user_of
 from harness.scenario import load
 
 FLEET_TIMEOUT_S = 120.0  # for all workers to come
@@ -52,7 +51,7 @@ class Library(DoseGiver):
                 user_classes=[user_of(scenario.name, sessions)], events=events, host=_url(order.host, order.port)
             )
             if order.web is None:
-                environment.stats = Unread()
+                events.request = Unread(events.request)
             runner: Runner = environment.create_local_runner()
             self._running.callback(runner.quit)
         else:
@@ -127,18 +126,6 @@ class Library(DoseGiver):
                 )
             gevent.sleep(LOOK_S)
         return runner
-
-
-class Unread(RequestStats):
-    """Locust's table of requests where nobody reads it, since there is no page: a quarter of what a command costs went
-    into it (`benchmarks/load.py`). Who listens to locust's events hears all the same, and the run has its tally.
-    """
-
-    def log_request(self, method: str, name: str, response_time: int, content_length: int) -> None:
-        """Keep nothing of it."""
-
-    def log_error(self, method: str, name: str, error: Exception | str | None) -> None:
-        """Keep nothing of it."""
 
 
 def _local_worker(master: str) -> subprocess.Popen[bytes]:

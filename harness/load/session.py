@@ -131,26 +131,28 @@ class _Dialogue:
 
     def _command(self, verb: str, argument: str = "", expected: int = 2) -> Awaitable[bool]:
         # Not aiosmtplib's mail() and rcpt(): they parse each address as a header's, and that takes a third of all time.
-        line = f"{verb} {argument}" if argument else verb
-        return self._ask(verb, partial(self._say, line.encode("ascii") + b"\r\n"), expected)
-
-    def _say(self, line: bytes) -> Awaitable[SMTPResponse]:
         # Nor its execute_command(), which looks for control characters and locks out other commands: `Message` has no
         # such address, here is never more than one command at a time, and the two take a fifteenth of all time.
-        assert self._protocol is not None, "without a connection EHLO has failed"
-        self._protocol.write(line)
-        return self._protocol.read_response()
+        return self._ask(verb, _line(verb, argument), expected)
 
     async def _must(self, name: str, command: Callable[[], Awaitable[SMTPResponse]]) -> None:
         if not await self._ask(name, command):
             raise _Broken
 
-    async def _ask(self, name: str, command: Callable[[], Awaitable[SMTPResponse]], expected: int = 2) -> bool:
-        """Is the answer's first digit the `expected` one? Raises _Broken when the session is over."""
+    async def _ask(self, name: str, command: bytes | Callable[[], Awaitable[SMTPResponse]], expected: int = 2) -> bool:
+        """Is the answer to a line, or to what aiosmtplib says for it, one whose first digit is the `expected` one?
+
+        Raises _Broken when the session is over.
+        """
         began, clock = time.time(), time.perf_counter()
         code, text, error = 0, "", ""
         try:
-            code, text = await command()
+            if isinstance(command, bytes):
+                assert self._protocol is not None, "without a connection EHLO has failed"
+                self._protocol.write(command)
+                code, text = await self._protocol.read_response()
+            else:
+                code, text = await command()
         except SMTPResponseException as refused:  # how all but a plain command give an answer that is no success
             code, text = refused.code, refused.message
         except (SMTPException, OSError) as broken:
@@ -172,6 +174,11 @@ class _Dialogue:
         if name == "RCPT" and code // 100 == 5:
             self._outcome.refused_recipients += 1
         return as_expected
+
+
+@lru_cache(maxsize=1024)  # senders and recipients come again and again
+def _line(verb: str, argument: str) -> bytes:
+    return f"{verb} {argument}".rstrip().encode("ascii") + b"\r\n"
 
 
 def compose(message: Message, message_id: str) -> bytes:

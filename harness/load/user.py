@@ -9,13 +9,16 @@ import itertools
 import logging
 import secrets
 import time
+from collections.abc import Callable
 from functools import partial
 from random import Random
 from typing import Any, ClassVar, Protocol
 from urllib.parse import urlsplit
 
 from locust import User, events, task
+from locust.event import EventHook
 from locust.exception import StopUser
+from locust.runners import Runner
 
 from harness.load.bridge import Bridge, BridgeError
 from harness.load.session import hold
@@ -30,6 +33,28 @@ SESSION_TIMEOUT_S = 120.0  # of a plain locustfile's session; a dose has its own
 
 class Unexpected(Exception):
     """What locust lists as the failure of a command."""
+
+
+class Unread(EventHook):
+    """Locust's event of a request, where nobody reads locust's table of them, since there is no page.
+
+    A fifth of what a command costs would go into telling the table (`benchmarks/load.py`). Who else listens, before or
+    later, hears of every one; while nobody does, nothing is told.
+    """
+
+    def __init__(self, before: EventHook) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        for listener in before._handlers:
+            self.add_listener(listener)
+
+    def add_listener(self, handler: Callable[..., None]) -> Callable[..., None]:
+        if getattr(handler, "__module__", "") != Runner.__module__:  # the runner's only fills the table
+            super().add_listener(handler)  # type: ignore[no-untyped-call]
+        return handler
+
+    @property
+    def is_heard(self) -> bool:
+        return bool(self._handlers)
 
 
 class Source(Protocol):
@@ -66,7 +91,10 @@ class MailUser(User):
             self.source.give(outcome)
 
     def _tell_locust(self, outcome: Outcome) -> None:
-        fire = self.environment.events.request.fire
+        request = self.environment.events.request
+        if isinstance(request, Unread) and not request.is_heard:
+            return
+        fire = request.fire
         for exchange in outcome.exchanges:
             fire(
                 request_type="SMTP",
