@@ -10,6 +10,8 @@ import os
 import platform
 import shutil
 import subprocess
+import sysconfig
+import tempfile
 from functools import cache
 from pathlib import Path
 
@@ -27,32 +29,44 @@ class NativeError(Exception):
 @cache
 def library(source: Path) -> Path:
     """What `source` becomes, from the cache or compiled into it. Raises NativeError."""
-    text = source.read_bytes()
-    what = hashlib.sha256(b"\0".join((text, " ".join(FLAGS).encode(), platform.machine().encode()))).hexdigest()[:16]
+    what = hashlib.sha256(source.read_bytes() + b"\0" + _for_whom().encode()).hexdigest()[:16]
     try:
         built = cache_directory().resolve() / "native" / f"{source.stem}-{what}.so"
+        if not built.exists():
+            _compile(source, built)
     except RuntimeError as error:  # nobody's home
         raise NativeError(f"no place for what is compiled: {error}; set SEATBELT_CACHE to a directory") from error
-    if not built.exists():
-        _compile(source, built)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise NativeError(f"{source.name}: cannot be built: {error}") from error
     return built
+
+
+def _for_whom() -> str:
+    """A cache may be shared among machines and containers, and what one builds another's C library may refuse."""
+    version = os.confstr("CS_GNU_LIBC_VERSION") if "CS_GNU_LIBC_VERSION" in os.confstr_names else None
+    return " ".join((*FLAGS, platform.machine(), sysconfig.get_config_var("SOABI") or "", version or ""))
 
 
 def _compile(source: Path, built: Path) -> None:
     compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
     if compiler is None:
         raise NativeError(f"no C compiler to build {source.name} with: install gcc")
-    partial = built.with_name(f"{built.name}.{os.getpid()}")  # whoever sees it under its own name sees it whole
-    command = [compiler, *FLAGS, "-o", str(partial), str(source), "-ldl"]
-    try:
-        built.parent.mkdir(parents=True, exist_ok=True)
-        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    built.parent.mkdir(parents=True, exist_ok=True)
+    # Whoever sees it under its own name sees it whole: it is built beside, where nobody else builds.
+    with tempfile.TemporaryDirectory(prefix=f"{source.stem}-", dir=built.parent) as beside:
+        partial = Path(beside) / built.name
+        done = subprocess.run(
+            [compiler, *FLAGS, "-o", str(partial), str(source), "-ldl"],
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            env={**os.environ, "LC_ALL": "C"},
+            timeout=TIMEOUT_S,
+            check=False,
+        )
         if done.returncode:
             lines = done.stderr.splitlines() or [f"status {done.returncode}"]
             said = next((line for line in lines if "error:" in line), lines[0])
-            raise NativeError(f"{compiler} cannot build {source.name}: {said}")
+            hint = "; install libc6-dev, or linux-headers where that is it" if "No such file" in said else ""
+            raise NativeError(f"{compiler} cannot build {source.name}: {said}{hint}")
         partial.rename(built)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise NativeError(f"{source.name}: cannot be built: {error}") from error
-    finally:
-        partial.unlink(missing_ok=True)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import ctypes
 import shutil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
 from harness.compiled import COMPILERS, NativeError, library
+from tests.probes.probed import as_another_user
 
 needs_a_compiler = pytest.mark.skipif(not any(map(shutil.which, COMPILERS)), reason="needs a C compiler: install gcc")
 ANSWER = "int answer(void) { return 42; }\n"
@@ -56,6 +58,35 @@ def test_the_first_error_is_told_and_nothing_is_left_behind(tmp_path: Path, cach
     with pytest.raises(NativeError, match=r"cannot build answer\.c: .*answer\.c:2.*error.*nowhere"):
         library(source(tmp_path, "int answer(void) {\nreturn nowhere; }\n"))
     assert list((cache / "native").iterdir()) == []
+
+
+@needs_a_compiler
+def test_a_header_that_is_missing_is_told_with_what_to_install(tmp_path: Path) -> None:
+    with pytest.raises(NativeError, match=r"nowhere\.h.*install libc6-dev"):
+        library(source(tmp_path, "#include <nowhere.h>\n"))
+
+
+@needs_a_compiler
+@pytest.mark.parametrize("mode", [0o500, 0o000], ids=["read-only", "closed"])
+def test_a_cache_that_is_not_ours_is_one_error(monkeypatch: pytest.MonkeyPatch, mode: int) -> None:
+    with TemporaryDirectory() as public:
+        Path(public).chmod(0o755)
+        written = source(Path(public))
+        kept = Path(public) / "cache/native"
+        kept.mkdir(parents=True)
+        kept.chmod(mode)
+        monkeypatch.setenv("SEATBELT_CACHE", str(kept.parent))
+
+        def refused() -> list[str]:
+            try:
+                return [str(library(written))]
+            except NativeError as error:
+                return [str(error)]
+
+        (said,) = as_another_user(refused)
+        kept.chmod(0o700)
+    assert "answer.c: cannot be built" in said
+    assert "Permission denied" in said
 
 
 def test_a_compiler_that_fails_without_a_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

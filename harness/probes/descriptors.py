@@ -33,6 +33,8 @@ _PROTOCOL_KINDS = {"TCP": "tcp", "TCPv6": "tcp", "MPTCP": "tcp", "MPTCPv6": "tcp
 _SOCKET, _PIPE = "socket:[", "pipe:["  # and the inode: what no path can be called, and all that there is to know
 _WATCHERS = ("eventpoll", "inotify")
 _number = attrgetter("fd")
+# A file whose file system does not answer: another user's, of a server that is gone (FUSE, NFS's ESTALE).
+_UNTOLD = os.stat_result((stat.S_IFREG, 0, 0, 1, 0, 0, 0, 0, 0, 0))
 
 _Entry = tuple[int, str, os.stat_result | None, int, int]  # number, link, status, flags, position
 _Socket = tuple[int, int, int, int]  # number, inode, flags, position
@@ -91,7 +93,7 @@ def _walk(pid: int, positions: bool, names: Sequence[str] | None = None) -> list
         for name in os.listdir(links) if names is None else names:
             try:
                 link = os.readlink(name, dir_fd=links)
-                status = None if link.startswith((_SOCKET, _PIPE)) else os.stat(name, dir_fd=links)
+                status = None if link.startswith((_SOCKET, _PIPE)) else _status(links, name)
                 if positions:
                     flags, offset = _fdinfo(pid, name)
             except (FileNotFoundError, ProcessLookupError):
@@ -100,6 +102,15 @@ def _walk(pid: int, positions: bool, names: Sequence[str] | None = None) -> list
         if pid == os.getpid():
             found = [entry for entry in found if entry[0] != links]
     return found
+
+
+def _status(links: int, name: str) -> os.stat_result:
+    try:
+        return os.stat(name, dir_fd=links)
+    except (FileNotFoundError, ProcessLookupError):
+        raise
+    except OSError:
+        return _UNTOLD
 
 
 @cache  # one for all of them, as long as the machine runs

@@ -6,13 +6,14 @@
  *                                              names are those of reports.record.Descriptor
  *     [fd, inode]                              all other sockets
  *     fd                                       all else, to be looked at again: devices, directories, what epoll(7) and
- *                                              its like are called, names that are not ASCII, files whose name ends in
- *                                              " (deleted)" and which still have a name
+ *                                              its like are called, memfds, names that are not ASCII, files whose name
+ *                                              ends in " (deleted)" and which still have a name, what stat(2) refuses
  *
  * The socket tables are asked for when first needed, family by family until none is missing (sock_diag(7)), and kept in
  * a `struct tables` for the walks that follow; one thread at a time may use it.
  */
 #define _GNU_SOURCE
+#define _FILE_OFFSET_BITS 64 /* or stat(2) refuses large files on machines of 32 bits */
 #include <arpa/inet.h>
 #include <dirent.h>
 #include <errno.h>
@@ -28,15 +29,14 @@
 
 #include <linux/inet_diag.h>
 #include <linux/netlink.h>
-#include <linux/rtnetlink.h>
 #include <linux/sock_diag.h>
 #include <linux/unix_diag.h>
 
 #define LARGEST (PATH_MAX + 512) /* a descriptor */
-#define SMALLEST 20              /* two numbers in an array of their own */
+#define LEFT 19                  /* two numbers in an array of their own */
 #define LENGTH 5                 /* of an array */
-#define RECEIVE (1 << 16)
-#define NAME 128 /* of an address: 46 of IPv6 with brackets and a port; 108 of a unix socket */
+#define RECEIVE (1 << 16)        /* the kernel sends half of it at most: netlink_recvmsg() */
+#define NAME 128                 /* of a socket: 53 of IPv6 with brackets and a port; 109 of unix(7) with a NUL */
 
 /* ---- MessagePack */
 
@@ -76,7 +76,7 @@ static unsigned char *truth(unsigned char *at)
 	return at;
 }
 
-/* What snprintf(3) does with %llu, in a tenth of its time. */
+/* How many digits were written; no NUL after them. With snprintf(3) a snapshot takes longer by a thirtieth. */
 static int decimal(char *into, uint64_t value)
 {
 	char digits[20];
@@ -139,6 +139,8 @@ void seatbelt_forget(struct tables *tables)
 {
 	struct received *before;
 
+	if (tables == NULL)
+		return;
 	for (; tables->last; tables->last = before) {
 		before = tables->last->before;
 		free(tables->last);
@@ -154,6 +156,7 @@ static int by_inode(const void *one, const void *other)
 	return (a > b) - (a < b);
 }
 
+/* Of several with the same inode, as MPTCP's flows are, any one. */
 static const struct answer *find(const struct tables *tables, uint64_t inode)
 {
 	struct answer wanted = { .inode = inode };
@@ -254,26 +257,36 @@ static int address(char *into, int family, const unsigned char *packed, uint16_t
 	return at + decimal(at, ntohs(port)) - into;
 }
 
-static const struct rtattr *attribute(const struct answer *answer, int type)
+/* What the kernel tells of a unix socket beside its state, and how long it is; NULL when it does not. */
+static const void *attribute(const struct answer *answer, int type, int *length)
 {
-	int length = answer->message->nlmsg_len - NLMSG_LENGTH(sizeof(struct unix_diag_msg));
-	const struct rtattr *at = (const void *)((char *)NLMSG_DATA(answer->message) + sizeof(struct unix_diag_msg));
+	const char *at = (const char *)NLMSG_DATA(answer->message) + sizeof(struct unix_diag_msg);
+	const char *end = (const char *)answer->message + answer->message->nlmsg_len;
 
-	for (; RTA_OK(at, length); at = RTA_NEXT(at, length))
-		if (at->rta_type == type)
-			return at;
+	while (end - at >= NLA_HDRLEN) {
+		const struct nlattr *told = (const void *)at;
+
+		if (told->nla_len < NLA_HDRLEN || told->nla_len > end - at)
+			break;
+		*length = told->nla_len - NLA_HDRLEN;
+		if (told->nla_type == type)
+			return at + NLA_HDRLEN;
+		at += NLA_ALIGN(told->nla_len);
+	}
 	return NULL;
 }
 
 /* How long it is: 0 of a socket without a name, or -1 of one whose name is not ASCII. */
 static int unix_name(char *into, const struct answer *answer)
 {
-	const struct rtattr *name = attribute(answer, UNIX_DIAG_NAME);
-	int length = name ? RTA_PAYLOAD(name) : 0, each;
+	int length = 0, each;
+	const void *name = attribute(answer, UNIX_DIAG_NAME, &length);
 
-	if (length == 0 || length > NAME)
-		return length ? -1 : 0;
-	memcpy(into, RTA_DATA(name), length);
+	if (name == NULL || length == 0)
+		return 0;
+	if (length > NAME)
+		return -1;
+	memcpy(into, name, length);
 	if (*into == 0)
 		*into = '@'; /* the abstract namespace, in which a NUL is a letter */
 	else
@@ -302,7 +315,7 @@ static unsigned char *socket_descriptor(unsigned char *at, const struct tables *
 {
 	const struct answer *answer = find(tables, inode), *peer;
 	char link[NAME], local[NAME], remote[NAME], state[16];
-	int local_length, remote_length = 0;
+	int local_length, remote_length = 0, length;
 	const char *kind;
 	unsigned int number;
 
@@ -310,19 +323,17 @@ static unsigned char *socket_descriptor(unsigned char *at, const struct tables *
 		return NULL;
 	if (answer->protocol == 0) {
 		const struct unix_diag_msg *told = NLMSG_DATA(answer->message);
-		const struct rtattr *peer_inode = attribute(answer, UNIX_DIAG_PEER);
+		const uint32_t *other = attribute(answer, UNIX_DIAG_PEER, &length);
 
 		kind = "unix";
 		number = told->udiag_state;
 		local_length = unix_name(local, answer);
-		if (peer_inode) {
-			uint32_t other = *(uint32_t *)RTA_DATA(peer_inode);
-
-			peer = find(tables, other);
+		if (other && *other) {
+			peer = find(tables, *other);
 			if (peer)
 				remote_length = unix_name(remote, peer);
-			if (remote_length == 0 && other)
-				remote_length = link_of_socket(remote, other);
+			if (remote_length == 0)
+				remote_length = link_of_socket(remote, *other);
 		}
 		if (local_length < 0 || remote_length < 0)
 			return NULL;
@@ -361,8 +372,8 @@ struct left {
 	uint64_t inode;
 };
 
-/* After the descriptor of a pipe or a plain file, or where it would have been, with anything else in `left`. NULL, with
- * the error number, when the kernel does not tell. */
+/* After the descriptor of a pipe or a plain file. Of anything else nothing is written: `left` has it, and `at` is
+ * returned as it was. NULL, with the error number, when the kernel does not tell. */
 static unsigned char *look(unsigned char *at, int links, const char *name, uint64_t device_of_pipes, struct left *left)
 {
 	static const char SOCKET[] = "socket:[", PIPE[] = "pipe:[", MEMFD[] = "/memfd:", DELETED[] = " (deleted)";
@@ -386,7 +397,7 @@ static unsigned char *look(unsigned char *at, int links, const char *name, uint6
 	if (*link != '/' || begins(link, MEMFD) || !ascii(link))
 		return at;
 	if (fstatat(links, name, &status, 0) < 0)
-		return NULL;
+		return errno == ENOENT || errno == ESRCH ? NULL : at;
 	deleted = length > suffix && strcmp(link + length - suffix, DELETED) == 0;
 	if (!S_ISREG(status.st_mode) || (deleted && status.st_nlink > 0))
 		return at;
@@ -428,7 +439,7 @@ static unsigned char *what_is_left(unsigned char *at, const unsigned char *end, 
 {
 	size_t each, unknown = 0;
 
-	if ((size_t)(end - at) < 2 * LENGTH + count * SMALLEST)
+	if ((size_t)(end - at) < 2 * LENGTH + count * LEFT)
 		return NULL;
 	for (each = 0; each < count; each++)
 		unknown += left[each].inode != 0;
@@ -446,49 +457,50 @@ static unsigned char *what_is_left(unsigned char *at, const unsigned char *end, 
 	return at;
 }
 
-/* How many bytes were written into `out`, or an error number, negative: ERANGE when they do not fit into `size`.
- * Without `tables` no socket is known. */
+/* How many bytes were written into `out`; 0 when they do not fit into `size`; or an error number, negative. Without
+ * `tables` no socket is known. */
 long seatbelt_walk(int pid, uint64_t device_of_pipes, uint64_t device_of_sockets, struct tables *tables,
 		   unsigned char *out, size_t size)
 {
 	const unsigned char *end = out + size;
 	unsigned char *at = out + 1 + LENGTH, *after;
 	struct left *left = NULL, *more;
-	size_t count = 0, entries = 0;
+	size_t count = 0, room = 0, entries = 0;
 	struct dirent *entry;
 	char path[32];
 	DIR *links;
-	int error, ourselves = pid == getpid();
+	int error = 0, ourselves = pid == getpid();
 
 	snprintf(path, sizeof path, "/proc/%d/fd", pid);
 	links = opendir(path);
 	if (links == NULL)
 		return -errno;
-	while (errno = 0, (entry = readdir(links)) != NULL) {
+	while (at && (errno = 0, entry = readdir(links)) != NULL) {
 		if (*entry->d_name == '.' || (ourselves && atoi(entry->d_name) == dirfd(links)))
 			continue;
-		if ((count & (count - 1)) == 0) { /* room for the next power of two */
-			more = realloc(left, (count ? 2 * count : 1) * sizeof *left);
+		if (count == room) {
+			room = room ? 2 * room : 64;
+			more = realloc(left, room * sizeof *left);
 			if (more == NULL)
-				break;
+				break; /* ENOMEM */
 			left = more;
 		}
-		errno = ERANGE;
-		if (end - at < LARGEST)
-			break;
-		after = look(at, dirfd(links), entry->d_name, device_of_pipes, &left[count]);
-		if (after == NULL && (errno == ENOENT || errno == ESRCH))
-			continue; /* closed since the listing */
-		if (after == NULL)
-			break;
-		count += after == at;
+		after = NULL;
+		if (end - at >= LARGEST) {
+			after = look(at, dirfd(links), entry->d_name, device_of_pipes, &left[count]);
+			if (after == NULL && (errno == ENOENT || errno == ESRCH))
+				continue; /* closed since the listing */
+			if (after == NULL)
+				break;
+			count += after == at;
+			entries += after != at;
+		}
 		at = after;
-		entries++;
 	}
-	error = errno; /* 0 after the last entry: readdir(3) */
+	if (at)
+		error = errno; /* 0 after the last entry: readdir(3) */
 	closedir(links);
-	entries -= count;
-	if (error == 0 && tables) {
+	if (error == 0 && at && tables) {
 		size_t before = count;
 
 		at = sockets(at, end, tables, left, &count, device_of_sockets);
@@ -497,8 +509,10 @@ long seatbelt_walk(int pid, uint64_t device_of_pipes, uint64_t device_of_sockets
 	if (error == 0 && at)
 		at = what_is_left(at, end, left, count);
 	free(left);
-	if (error || at == NULL)
-		return -(error ? error : ERANGE);
+	if (error)
+		return -error;
+	if (at == NULL)
+		return 0;
 	*out = 0x93;
 	array(out + 1, entries);
 	return at - out;

@@ -8,7 +8,6 @@ Owns: loading the library, and the errors of its calls. Never: looks a second ti
 from __future__ import annotations
 
 import ctypes
-import errno
 import logging
 import os
 from functools import cache
@@ -38,18 +37,18 @@ class Tables:
             raise MemoryError
 
     def walk(self, pid: int, device_of_pipes: int, device_of_sockets: int, *, ours: bool) -> Seen:
-        """What `pid` has open; `ours` says that it lives in our network namespace. Raises what `descriptors.read` does.
+        """What `pid` has open; `ours` says that it lives in our network namespace. One thread at a time.
 
-        One thread at a time.
+        Raises OSError with the kernel's error number: what `descriptors.read` raises, or MemoryError's ENOMEM.
         """
         tables = self._tables if ours else None
         size = _FIRST_BYTES
         while True:
             out = ctypes.create_string_buffer(size)
             length = self._functions.seatbelt_walk(pid, device_of_pipes, device_of_sockets, tables, out, size)
-            if length >= 0:
+            if length > 0:
                 return _decoder.decode(memoryview(out)[:length])
-            if length != -errno.ERANGE:
+            if length < 0:
                 raise OSError(-length, os.strerror(-length), f"/proc/{pid}/fd")
             size *= 4
 

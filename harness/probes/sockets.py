@@ -3,8 +3,8 @@
 Asked of the kernel by NETLINK_SOCK_DIAG (sock_diag(7)); where that is refused, or the process lives in another network
 namespace, ``/proc/PID/net/*`` is read instead (proc_pid_net(5)), which does not tell a unix socket's peer.
 
-Sockets that belong to no process (TIME_WAIT, orphans) have no inode and are not listed. Nor are those that have neither
-been bound nor connected, or whose connection is over: no table of the kernel holds them, though a process may.
+Sockets that belong to no process (TIME_WAIT, orphans) have no inode and are not listed. Nor are those of TCP that
+neither listen nor have connected, or whose connection is over: no table of the kernel holds them, though a process may.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import socket
 import struct
 import sys
 from collections.abc import Iterator, Mapping, Set
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import msgspec
 
@@ -73,16 +73,27 @@ Table = Mapping[int, Socket]  # by inode
 
 
 class SocketTables:
-    """The tables of as many network namespaces as the asked-for processes live in, each read when first needed."""
+    """The tables of as many network namespaces as the asked-for processes live in, each read when first needed.
+
+    Those of our own namespace there are twice: the library in C has its own (`native`), and `of` is asked for what
+    these do not have.
+    """
 
     def __init__(self) -> None:
-        self.native = native.tables()
         self._tables: dict[int, dict[int, Socket]] = {}
         self._own_namespace = os.stat("/proc/self/ns/net").st_ino
 
+    @cached_property
+    def native(self) -> native.Tables | None:
+        """What the library in C knows; None where there is none."""
+        return native.tables()
+
     def is_ours(self, pid: int) -> bool:
-        """Whether it lives in our network namespace. Raises what stat(2) does of a process that is gone, or hidden."""
-        return os.stat(f"/proc/{pid}/ns/net").st_ino == self._own_namespace
+        """Whether it lives in our network namespace; who is gone, or a zombie, is in none. Raises PermissionError."""
+        try:
+            return os.stat(f"/proc/{pid}/ns/net").st_ino == self._own_namespace
+        except (FileNotFoundError, ProcessLookupError):
+            return False
 
     def of(self, pid: int, inodes: Set[int]) -> Table:
         """The table for a process that holds these socket inodes. Empty when the process is gone.

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from probed import Holder, as_another_user, holds_everything
@@ -21,6 +23,13 @@ def in_c(pid: int) -> list[Descriptor]:
     if tables.native is None:
         pytest.skip("needs a C compiler: install gcc")
     return descriptors.read(pid, tables, positions=False)
+
+
+def by_c_alone(pid: int, *, ours: bool = True) -> native.Seen:
+    tables = native.tables()
+    if tables is None:
+        pytest.skip("needs a C compiler: install gcc")
+    return tables.walk(pid, 1, 2, ours=ours)
 
 
 def in_python(pid: int) -> list[Descriptor]:
@@ -41,14 +50,31 @@ def test_one_of_everything(holder: Holder) -> None:
     assert {each.fd for each in found} == set(holder.held.values()) | {0, 1, 2}
 
 
+def test_little_is_left_to_python(holder: Holder) -> None:
+    told, unlisted, again = by_c_alone(holder.pid)
+    names = {number: name for name, number in holder.held.items()}
+    assert {names[fd] for fd, _ in unlisted} == {"unbound tcp", "netlink"}
+    assert {names[fd] for fd in again if fd in names} == {
+        *("not utf-8", "living", "other name", "directory", "device", "fifo", "memfd"),
+        *("epoll", "eventfd", "timerfd", "inotify", "signalfd", "pidfd"),
+    }
+    assert {each.kind for each in told} == {"file", "pipe", "unix", "tcp", "udp"}
+
+
+def test_of_another_network_namespace_no_socket_is_told(holder: Holder) -> None:
+    told, unlisted, _ = by_c_alone(holder.pid, ours=False)
+    assert {each.kind for each in told} == {"file", "pipe"}
+    assert len(unlisted) == sum("socket:" in each.target for each in in_python(holder.pid))
+
+
 @pytest.mark.parametrize(
     "name",
-    [b"", b"\0abstract", b"\0with\0nul", b"\0caf\xc3\xa9", b"\0caf\xe9", b"\0" + b"x" * 107],
+    [b"", b"\0abstract", b"\0with\0nul", b"\0caf\xc3\xa9", b"\0caf\xe9", b"\0" + b"x" * 99],
     ids=["autobind", "abstract", "NUL", "UTF-8", "not UTF-8", "longest"],
 )
 def test_unix_sockets_and_their_peers_whatever_they_are_called(kept: ExitStack, name: bytes) -> None:
     listening = kept.enter_context(socket.socket(socket.AF_UNIX))
-    listening.bind(name + os.urandom(4).hex().encode() if 1 < len(name) < 100 else name)
+    listening.bind(name + os.urandom(4).hex().encode() if name else name)  # 108 bytes at most: unix(7)
     listening.listen()
     client = kept.enter_context(socket.socket(socket.AF_UNIX))
     client.connect(listening.getsockname())
@@ -61,7 +87,18 @@ def test_unix_sockets_and_their_peers_whatever_they_are_called(kept: ExitStack, 
     assert by_number[listening.fileno()].state == "LISTEN"
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "::"])
+def test_a_unix_socket_with_the_longest_path(kept: ExitStack) -> None:
+    directory = kept.enter_context(TemporaryDirectory())
+    path = f"{directory}/".ljust(107, "u")
+    listening = kept.enter_context(socket.socket(socket.AF_UNIX))
+    listening.bind(path)
+    listening.listen()
+    found = in_c(os.getpid())
+    assert found == in_python(os.getpid())
+    assert path in {each.local for each in found}
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "::", "::ffff:127.0.0.1"])
 @pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM], ids=["tcp", "udp"])
 def test_internet_sockets_of_both_families(kept: ExitStack, kind: socket.SocketKind, host: str) -> None:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -103,21 +140,33 @@ def test_a_socket_that_is_younger_than_the_tables_is_found(kept: ExitStack) -> N
             assert states[younger.fileno()] == "LISTEN"
 
 
-def test_it_leaves_nothing_open() -> None:
-    before = in_c(os.getpid())
-    assert in_c(os.getpid()) == before
+def test_it_leaves_nothing_open(kept: ExitStack) -> None:
+    for end in socket.socketpair():  # so that the kernel's tables are asked for
+        kept.enter_context(end)
+    before = in_python(os.getpid())
+    in_c(os.getpid())
+    assert in_python(os.getpid()) == before
 
 
-@pytest.mark.parametrize("look", [in_c, in_python])
-def test_a_process_that_is_gone(look: Callable[[int], list[Descriptor]]) -> None:
+@pytest.mark.parametrize("look", [by_c_alone, in_c, in_python])
+def test_a_process_that_is_gone(look: Callable[[int], object]) -> None:
     with pytest.raises((FileNotFoundError, ProcessLookupError)):
         look(2**22 + 1)  # above PID_MAX_LIMIT
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may look at a zombie")
 @pytest.mark.parametrize("look", [in_c, in_python])
-def test_a_process_that_is_not_ours_to_see(look: Callable[[int], list[Descriptor]]) -> None:
-    ours = os.getpid() if os.geteuid() == 0 else 1
-    in_c(os.getpid())  # built, by who may
+def test_a_zombie_has_nothing_open(look: Callable[[int], list[Descriptor]]) -> None:
+    with subprocess.Popen(["true"]) as child:
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        assert look(child.pid) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs a process of another user; without root there may be none")
+@pytest.mark.parametrize("look", [by_c_alone, in_c, in_python])
+def test_a_process_that_is_not_ours_to_see(look: Callable[[int], object]) -> None:
+    ours = os.getpid()
+    in_c(ours)  # built, by who may
 
     def refused() -> list[str]:
         try:
