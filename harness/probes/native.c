@@ -317,7 +317,7 @@ static unsigned char *socket_descriptor(unsigned char *at, const struct tables *
 	char link[NAME], local[NAME], remote[NAME], state[16];
 	int local_length, remote_length = 0, length;
 	const char *kind;
-	unsigned int number;
+	unsigned int state_number;
 
 	if (answer == NULL)
 		return NULL;
@@ -326,7 +326,7 @@ static unsigned char *socket_descriptor(unsigned char *at, const struct tables *
 		const uint32_t *other = attribute(answer, UNIX_DIAG_PEER, &length);
 
 		kind = "unix";
-		number = told->udiag_state;
+		state_number = told->udiag_state;
 		local_length = unix_name(local, answer);
 		if (other && *other) {
 			peer = find(tables, *other);
@@ -342,12 +342,12 @@ static unsigned char *socket_descriptor(unsigned char *at, const struct tables *
 		const struct inet_diag_sockid *id = &told->id;
 
 		kind = answer->protocol == IPPROTO_TCP ? "tcp" : "udp";
-		number = told->idiag_state;
+		state_number = told->idiag_state;
 		local_length = address(local, told->idiag_family, (const void *)id->idiag_src, id->idiag_sport);
 		remote_length = address(remote, told->idiag_family, (const void *)id->idiag_dst, id->idiag_dport);
 	}
 	at = descriptor(at, 8, fd, kind, link, link_of_socket(link, inode), device, inode);
-	at = string(string(at, "state"), state_name(state, answer->protocol, number));
+	at = string(string(at, "state"), state_name(state, answer->protocol, state_number));
 	at = letters(string(at, "local"), local, local_length);
 	return letters(string(at, "peer"), remote, remote_length);
 }

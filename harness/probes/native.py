@@ -44,8 +44,9 @@ class Tables:
         tables = self._tables if ours else None
         size = _FIRST_BYTES
         while True:
-            out = ctypes.create_string_buffer(size)
-            length = self._functions.seatbelt_walk(pid, device_of_pipes, device_of_sockets, tables, out, size)
+            out = bytearray(size)  # an array of ctypes' has a type of its own, and who looks at himself would count it
+            into = ctypes.byref(ctypes.c_char.from_buffer(out))
+            length = self._functions.seatbelt_walk(pid, device_of_pipes, device_of_sockets, tables, into, size)
             if length > 0:
                 return _decoder.decode(memoryview(out)[:length])
             if length < 0:
@@ -78,7 +79,7 @@ def _functions() -> ctypes.CDLL | None:
         ctypes.c_uint64,
         ctypes.c_uint64,
         ctypes.c_void_p,
-        ctypes.c_char_p,
+        ctypes.c_void_p,
         ctypes.c_size_t,
     )
     walk.restype = ctypes.c_long
