@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import subprocess
@@ -10,6 +11,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import msgspec
@@ -46,17 +48,24 @@ class Locust:
     def __init__(self, directory: Path, *arguments: str, scenario: str = "rejected-reuse") -> None:
         command = [sys.executable, "-m", "locust", "-f", scenarios.load(scenario).path, "--only-summary", *arguments]
         self.directory = directory
+        self.scratch = TemporaryDirectory()  # not in ours, whose name is too long for unix sockets in it
         self.out = (directory / "out").open("w+")
         self.process = subprocess.Popen(
-            command, cwd=directory, stdin=subprocess.DEVNULL, stdout=self.out, stderr=subprocess.STDOUT
+            command,
+            cwd=directory,
+            env={**os.environ, "TMPDIR": self.scratch.name},
+            stdin=subprocess.DEVNULL,
+            stdout=self.out,
+            stderr=subprocess.STDOUT,
         )
         self.children: set[psutil.Process] = set()
 
     def wait(self, timeout_s: float = 90.0) -> int:
-        """Its exit status; fails when a process that it started is still there."""
+        """Its exit status; fails when a process that it started is still there, or a file that it made for itself."""
         status = self.process.wait(timeout_s)
         _, alive = psutil.wait_procs(list(self.children), timeout=10)
         assert not alive, "locust left processes behind"
+        assert not list(Path(self.scratch.name).iterdir())
         return status
 
     def look(self) -> None:
@@ -106,6 +115,7 @@ class Locust:
                 process.kill()
         self.process.wait(10)
         self.out.close()
+        self.scratch.cleanup()
 
 
 @pytest.fixture
@@ -219,7 +229,7 @@ def test_ctrl_c_leaves_a_record_and_no_process(
     assert record.verdict == "inconclusive"
 
 
-def test_a_locust_that_is_killed_leaves_no_process(tmp_path: Path, locusts: list[Locust]) -> None:
+def test_a_locust_that_is_killed_leaves_nothing_behind(tmp_path: Path, locusts: list[Locust]) -> None:
     locust = run(tmp_path, *headless(SLOW), started=locusts, scenario=slow(tmp_path))
     locust.until_loading()
     locust.process.kill()

@@ -8,10 +8,11 @@ from __future__ import annotations
 # Before an interrupt leaves a record. The target's module needs asyncio, and so does the report: when its import is
 # broken off by Ctrl-C, Python cannot make it again.
 import asyncio  # noqa: F401
+import os
 import shlex
 import sys
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -80,6 +81,8 @@ def run(wanted: Wanted, begun: Callable[[], None] = lambda: None) -> int:
     load = loads.ChosenLoad(_load(wanted, scenario), board)
     live: Live | None = None
     with ExitStack() as looking:
+        if wanted.board is not None:
+            looking.callback(_clear_up_after, os.getppid(), wanted.board)
         looking.callback(load.stop)
         try:
             begun()
@@ -117,6 +120,14 @@ def run(wanted: Wanted, begun: Callable[[], None] = lambda: None) -> int:
         except BaselineError as error:
             return usage_error(error)
     return OF_VERDICT[result.verdict]
+
+
+def _clear_up_after(locust: int, board: Path) -> None:
+    """The board is in a directory that locust made for it; where locust was killed, nobody else removes it."""
+    if os.getppid() != locust:
+        with suppress(OSError):
+            board.unlink()
+            board.parent.rmdir()
 
 
 def _checked(wanted: Wanted) -> Scenario:
