@@ -16,7 +16,6 @@ import signal
 import smtplib
 import socket
 import subprocess
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -162,13 +161,6 @@ class Tail:
         whole = new[: new.rfind(b"\n") + 1]
         self._read += len(whole)
         return whole
-
-
-def make_room() -> Path:
-    """A new directory, which every user may pass: a run's may be where a server's user cannot go."""
-    room = Path(tempfile.mkdtemp(prefix="seatbelt-"))
-    room.chmod(0o711)
-    return room
 
 
 def end(family: Sequence[psutil.Process]) -> None:

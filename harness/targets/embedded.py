@@ -6,11 +6,11 @@ import ctypes
 import os
 import re
 import resource
+import shutil
 import signal
 import smtplib
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
@@ -25,6 +25,7 @@ from harness.remote_dns import DnsServer
 from harness.targets import Rest, TargetError, smtpctl
 from harness.targets.facilities import facilities
 from harness.targets.operator import OPERATIONS
+from harness.targets.room import make_room
 from mta_under_test.ipc.client import ControlClient, ControlError
 from mta_under_test.ipc.messages import Kind
 from reports.record import Incident, Traffic
@@ -107,12 +108,11 @@ class Embedded:
         for directory in (self.spool, self.agent_directory):
             directory.mkdir(parents=True, exist_ok=True)
         self.agent_directory.chmod(0o1777)  # started by root, the server's processes become another user
-        # Not in the run's directory: the path of a unix socket holds 107 bytes (unix(7)), a project's may be longer.
-        short = Path(self._closing.enter_context(tempfile.TemporaryDirectory(prefix="seatbelt-")))
-        short.chmod(0o755)
-        self._socket_path = short / "smtpd.sock"
+        room = make_room()
+        self._closing.callback(shutil.rmtree, room, ignore_errors=True)
+        self._socket_path = room / "smtpd.sock"
         configuration_path = self.directory / "smtpd.conf"
-        made = facilities(self._needs, self.directory, short)
+        made = facilities(self._needs, self.directory, room)
         self.mailboxes = made.mailboxes
         words = {"head": made.head, "listen": made.listen, "rules": made.rules}
         configuration_path.write_text(CONFIGURATION.format(host=self._host, **self._ports, **words))

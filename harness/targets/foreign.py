@@ -15,7 +15,8 @@ from pathlib import Path
 
 from harness.interruption import Held
 from harness.targets import TargetError
-from harness.targets.daemon import START_TIMEOUT_S, Daemon, free_port, make_room
+from harness.targets.daemon import START_TIMEOUT_S, Daemon, free_port
+from harness.targets.room import make_room
 from reports.record import Incident
 
 ASK_TIMEOUT_S = 20.0
