@@ -16,6 +16,7 @@ from mta_under_test.processes.stream import Stream
 from tests.certificates import self_signed
 
 WAIT_S = 20.0
+READY = b"220 ready\r\n"
 
 
 class Client:
@@ -62,6 +63,7 @@ def test_who_speaks_in_the_same_packet_as_it_ends_the_handshake_is_heard_to_the_
     async def serve() -> list[bytes]:
         stream = Stream(WAIT_S)
         await asyncio.get_running_loop().connect_accepted_socket(lambda: stream, here)
+        stream.write(READY)  # what comes before TLS begins is thrown away
         await stream.start_tls(context, server_side=True)
         heard = []
         while said := await stream.receive():
@@ -74,6 +76,7 @@ def test_who_speaks_in_the_same_packet_as_it_ends_the_handshake_is_heard_to_the_
         with there:
             there.settimeout(WAIT_S)
             client = Client(there, tmp_path / "cert.pem")
+            assert there.recv(len(READY)) == READY
             client.shake_hands()
             for line in (b"EHLO\r\n", b"NOOP\r\n", b"QUIT\r\n"):
                 client.say(line)
