@@ -24,11 +24,10 @@ from harness.probes.processes import read_file, text
 _HEADER = struct.Struct("=IHHII")  # struct nlmsghdr: length, type, flags, sequence, port; netlink(7)
 _REPLY_HEADER = struct.Struct("=IH10x")  # the same, of which only these matter
 _INET_REQUEST = struct.Struct("=BBBxI48x")  # struct inet_diag_req_v2: family, protocol, extensions, states, socket id
-# A header, and struct inet_diag_msg: state, ports (in network order), addresses, receive queue, send queue, inode.
-_INET_REPLY = struct.Struct("=16xxBxxHH4s12x4s12x16xII4xI")
-_INET6_REPLY = struct.Struct("=16xxBxxHH16s16s16xII4xI")
+# struct inet_diag_msg: state, ports (in network order), addresses, receive queue, send queue, inode.
+_INET_REPLY = struct.Struct("=xBxxHH16s16s16xII4xI")
 _UNIX_REQUEST = struct.Struct("=BBxxIIII4x")  # struct unix_diag_req: family, protocol, states, inode, show, cookie
-_UNIX_REPLY = struct.Struct("=16xxxBxI8x")  # a header, and struct unix_diag_msg: state, inode
+_UNIX_REPLY = struct.Struct("=xxBxI8x")  # struct unix_diag_msg: state, inode
 _ATTRIBUTE = struct.Struct("=HH")  # struct nlattr: length, type
 _U32, _TWO_U32 = struct.Struct("=I"), struct.Struct("=II")
 
@@ -156,35 +155,31 @@ _INET = (
 
 
 def _dump(diag: socket.socket, request: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Every message that answers: bytes that hold it, and where in them it begins and ends.
+    """Every answer, as bytes that hold it, and where in them its payload begins and ends.
 
     Raises OSError with the kernel's error number.
     """
     diag.send(_HEADER.pack(_HEADER.size + len(request), _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST_DUMP, 1, 0) + request)
-    header = _REPLY_HEADER.unpack_from
     while True:
         data, at = diag.recv(_RECEIVE_BYTES), 0
         while at < len(data):
-            length, kind = header(data, at)
+            length, kind = _REPLY_HEADER.unpack_from(data, at)
             if kind == _NLMSG_DONE:
                 return
+            payload = at + _HEADER.size
             if kind == _NLMSG_ERROR:
-                payload = at + _HEADER.size
                 number = -int.from_bytes(data[payload : payload + 4], sys.byteorder, signed=True)
                 raise OSError(number, os.strerror(number))
-            yield data, at, at + length
-            at += (length + 3) & ~3  # NLMSG_ALIGN
+            yield data, payload, at + length
+            at += _aligned(length)
 
 
-def _dump_inet(diag: socket.socket, family: int, protocol: int) -> dict[int, Socket]:
-    found: dict[int, Socket] = {}
-    reply = (_INET_REPLY if family == socket.AF_INET else _INET6_REPLY).unpack_from
+def _dump_inet(diag: socket.socket, family: int, protocol: int) -> Iterator[tuple[int, Socket]]:
     for data, at, _ in _dump(diag, _INET_REQUEST.pack(family, protocol, 0, _OWNED_STATES)):
-        state, local_port, peer_port, local, peer, receive_queue, send_queue, inode = reply(data, at)
+        state, local_port, peer_port, local, peer, receive_queue, send_queue, inode = _INET_REPLY.unpack_from(data, at)
         if inode:
-            ends = _end(family, local, local_port), _end(family, peer, peer_port)
-            found[inode] = _inet_socket(protocol, state, *ends, receive_queue, send_queue)
-    return found
+            ends = _address(family, local, socket.ntohs(local_port)), _address(family, peer, socket.ntohs(peer_port))
+            yield inode, _inet_socket(protocol, state, *ends, receive_queue, send_queue)
 
 
 def _dump_unix(diag: socket.socket) -> dict[int, Socket]:
@@ -205,7 +200,7 @@ def _dump_unix(diag: socket.socket) -> dict[int, Socket]:
                 receive_queue, send_queue = _TWO_U32.unpack_from(data, value)
             elif kind == _UNIX_DIAG_NAME:
                 names[inode] = name = _unix_name(data[value : at + length])
-            at += (length + 3) & ~3  # NLA_ALIGN
+            at += _aligned(length)
         listed.append((inode, state, name, peer, receive_queue, 0 if state == _LISTEN else send_queue))
     return {
         inode: Socket(
@@ -218,6 +213,10 @@ def _dump_unix(diag: socket.socket) -> dict[int, Socket]:
         )
         for inode, state, name, peer, receive_queue, send_queue in listed
     }
+
+
+def _aligned(length: int) -> int:
+    return (length + 3) & ~3  # NLMSG_ALIGN, NLA_ALIGN
 
 
 # ---- /proc/PID/net
@@ -264,17 +263,12 @@ def _inet_socket(protocol: int, state: int, local: str, peer: str, receive_queue
 
 
 @lru_cache(maxsize=4096)  # a connection's two ends name each other, and many its listener
-def _end(family: int, packed: bytes, port: int) -> str:
-    """`_address`, of a port in network order."""
-    return _address(family, packed, socket.ntohs(port))
-
-
 def _address(family: int, packed: bytes, port: int) -> str:
     """``127.0.0.1:25`` or ``[::1]:25``; empty for an end that has neither address nor port."""
     if port == 0 and not any(packed):
         return ""
     if family == socket.AF_INET:
-        return f"{socket.inet_ntop(family, packed)}:{port}"
+        return f"{socket.inet_ntop(family, packed[:4])}:{port}"
     return f"[{socket.inet_ntop(family, packed)}]:{port}"
 
 
