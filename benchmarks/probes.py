@@ -16,8 +16,11 @@ reads the kernel's socket tables once instead of eight times. Where lsof is not 
 Two thirds of a snapshot are the kernel's. The walk is done in C (`harness/probes/native.c`), because the bare system
 calls made from Python, a line of their own in every run, take nearly as long as the whole of it: a listing of each
 process, a readlink of each descriptor, a stat of each that is neither socket nor pipe (a file's name does not tell
-which file it is), and smaps_rollup. Without a C compiler the walk is Python's, and then a snapshot is some 11 times as
+which file it is), and smaps_rollup. Without a C compiler the walk is Python's, and then a snapshot is 11 to 13 times as
 fast as lsof.
+
+The 20 times are held in most runs and not in all: 19.5 to 34, where nothing else was done on the machine. Where the
+kernel has many sockets to tell (thousands in TIME_WAIT after a load) it was 47, since lsof reads them for each process.
 """
 
 from __future__ import annotations
