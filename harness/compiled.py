@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sysconfig
 import tempfile
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -27,13 +28,17 @@ class NativeError(Exception):
 
 
 @cache
-def library(source: Path) -> Path:
-    """What `source` becomes, from the cache or compiled into it. Raises NativeError."""
-    what = hashlib.sha256(source.read_bytes() + b"\0" + _for_whom().encode()).hexdigest()[:16]
+def library(source: Path, *others: Path) -> Path:
+    """What `source`, with its other sources and headers, becomes, from the cache or compiled into it.
+
+    Raises NativeError.
+    """
+    texts = [each.read_bytes() for each in (source, *others)]
+    what = hashlib.sha256(b"\0".join([*texts, _for_whom().encode()])).hexdigest()[:16]
     try:
         built = cache_directory().resolve() / "native" / f"{source.stem}-{what}.so"
         if not built.exists():
-            _compile(source, built)
+            _compile([source, *(each for each in others if each.suffix == ".c")], built)
     except RuntimeError as error:  # nobody's home
         raise NativeError(f"no place for what is compiled: {error}; set SEATBELT_CACHE to a directory") from error
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -47,7 +52,8 @@ def _for_whom() -> str:
     return " ".join((*FLAGS, platform.machine(), sysconfig.get_config_var("SOABI") or "", version or ""))
 
 
-def _compile(source: Path, built: Path) -> None:
+def _compile(sources: Sequence[Path], built: Path) -> None:
+    source = sources[0]
     compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
     if compiler is None:
         raise NativeError(f"no C compiler to build {source.name} with: install gcc")
@@ -56,7 +62,7 @@ def _compile(source: Path, built: Path) -> None:
     with tempfile.TemporaryDirectory(prefix=f"{source.stem}-", dir=built.parent) as beside:
         partial = Path(beside) / built.name
         done = subprocess.run(
-            [compiler, *FLAGS, "-o", str(partial), str(source), "-ldl"],
+            [compiler, *FLAGS, "-o", str(partial), *map(str, sources), "-ldl"],
             capture_output=True,
             encoding="utf-8",
             errors="replace",

@@ -5,8 +5,8 @@ Owns: the walk of ``/proc/PID/fd`` and ``fdinfo``, and what kind of thing each e
 One look at an entry is readlink, which names it; for sockets and pipes the name tells the inode too, for all else it
 takes stat; and where they are asked for, fdinfo for flags and position, which costs as much again. Of an epoll and an
 inotify fdinfo is always read: what they watch is nowhere else to be seen. Where nobody asks for positions the walk is
-done in C (`native`), and here only what it leaves. What is opened or closed during the walk may or may not be in it; at
-rest the walk is exact.
+done in C, of all processes at once (`first_sight`), and `read` does only what it leaves. What is opened or closed
+during the walk may or may not be in it; at rest the walk is exact.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import socket
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from operator import attrgetter
@@ -23,6 +23,7 @@ import msgspec
 
 from harness.probes.processes import read_file, text
 from harness.probes.sockets import SocketTables, Table
+from harness.probes.walk import Seen, walk
 from reports.record import Descriptor
 
 _DELETED = " (deleted)"
@@ -40,22 +41,34 @@ _Entry = tuple[int, str, os.stat_result | None, int, int]  # number, link, statu
 _Socket = tuple[int, int, int, int]  # number, inode, flags, position
 
 
-def read(pid: int, tables: SocketTables | None = None, *, positions: bool = True) -> list[Descriptor]:
+def first_sight(pids: Sequence[int]) -> Mapping[int, Seen | OSError]:
+    """What `read` may be given of these, without positions; empty where there is no compiler."""
+    return walk(pids, _device_of_pipes(), _device_of_sockets())
+
+
+def read(
+    pid: int,
+    tables: SocketTables | None = None,
+    *,
+    positions: bool = True,
+    seen: Seen | OSError | None = None,
+) -> list[Descriptor]:
     """What `pid` has open, by number. `tables` may be shared among the processes of one snapshot.
 
-    Without `positions` flags and positions are left at 0, in a third of the time. Raises ProcessLookupError or
-    FileNotFoundError when the process is gone, PermissionError when it is not ours to see (ptrace(2), "ptrace access
-    mode checking"). A process that reads itself is not shown the walk's own descriptors.
+    Without `positions`, or with what was `seen` at first sight, flags and positions are left at 0, in a third of the
+    time and less. Raises ProcessLookupError or FileNotFoundError when the process is gone, PermissionError when it is
+    not ours to see (ptrace(2), "ptrace access mode checking"). A process that reads itself is not shown the walk's own
+    descriptors.
     """
-    tables = tables or SocketTables()
+    if isinstance(seen, OSError):
+        raise seen
     found: list[Descriptor] = []
     sockets: list[_Socket] = []
     again: list[str] | None = None
-    if not positions and tables.native is not None:
-        devices = _device_of_pipes(), _device_of_sockets()
-        found, unlisted, unknown = tables.native.walk(pid, *devices, ours=tables.is_ours(pid))
-        sockets = [(fd, inode, 0, 0) for fd, inode in unlisted]
-        again = [str(fd) for fd in unknown]
+    if seen is not None:
+        found, positions = seen.told, False
+        sockets = [(fd, inode, 0, 0) for fd, inode in seen.unlisted]
+        again = [str(fd) for fd in seen.again]
     for entry in _walk(pid, positions, again):
         fd, link, _, flags, offset = entry
         if link.startswith(_SOCKET):
@@ -65,7 +78,7 @@ def read(pid: int, tables: SocketTables | None = None, *, positions: bool = True
     watched = {each.fd: _whole_fdinfo(pid, each.fd) for each in found if each.kind in _WATCHERS}
     if sockets:
         # Read after the walk: a table that is older than a socket does not have it.
-        table = tables.of(pid, {inode for _, inode, _, _ in sockets})
+        table = (tables or SocketTables()).of(pid, {inode for _, inode, _, _ in sockets})
         found += [_socket(pid, each, table) for each in sockets]
     found.sort(key=_number)
     return _with_watches(found, watched) if watched else found

@@ -9,13 +9,13 @@ _ROLLUP = {b"Rss:": "rss", b"Pss:": "pss", b"Private_Dirty:": "private_dirty", b
 _STATUS = {b"VmRSS:": "rss", b"RssAnon:": "anonymous"}
 
 
-def read(pid: int) -> Memory:
+def read(pid: int, rollup: bytes | None = None) -> Memory:
     """From ``smaps_rollup``; where that is not permitted or not there, what ``status`` tells everyone (proc(5)).
 
-    All zero for a process that has no memory: a zombie, or one that is gone.
+    All zero for a process that has no memory: a zombie, or one that is gone. `rollup` is what was read of it already.
     """
     try:
-        rollup = read_file(f"/proc/{pid}/smaps_rollup")
+        rollup = rollup or read_file(f"/proc/{pid}/smaps_rollup")
     except PermissionError:
         rollup = None
     if rollup is not None:

@@ -19,6 +19,7 @@ import msgspec
 from harness.probes import agent, descriptors, files, kernel, memory, meter, processes
 from harness.probes.processes import Roles, default_role, tree
 from harness.probes.sockets import SocketTables
+from harness.probes.walk import Seen
 from reports.record import AgentReading, Process, Snapshot
 
 __all__ = ["inspect", "quiet", "take_snapshot", "tree"]
@@ -79,24 +80,25 @@ def inspect(
     found: list[Process] = []
     unreadable: list[str] = []
     tables = SocketTables()
-    for pid in pids:
-        process = processes.read(pid, roles)
-        if process is None:
-            continue
+    present = [process for pid in pids if (process := processes.read(pid, roles)) is not None]
+    alive = [process.pid for process in present if process.state != "Z"]
+    seen = {} if positions else descriptors.first_sight(alive)
+    for process in present:
         refused: OSError | None = None
         if process.state != "Z":
+            first = seen.get(process.pid)
             try:
-                process.descriptors = descriptors.read(pid, tables, positions=positions)
+                process.descriptors = descriptors.read(process.pid, tables, positions=positions, seen=first)
             except (FileNotFoundError, ProcessLookupError):
                 continue
             except OSError as error:
                 refused = error
-            process.memory = memory.read(pid)
+            process.memory = memory.read(process.pid, first.rollup if isinstance(first, Seen) else None)
         if not _still(process):
             continue
         found.append(process)
         if refused is not None and process.state != "Z":  # a zombie is root's, and holds nothing
-            unreadable.append(f"descriptors of {process.role} (pid {pid}): {_remedy(pid, refused)}")
+            unreadable.append(f"descriptors of {process.role} (pid {process.pid}): {_remedy(process.pid, refused)}")
     return found, unreadable
 
 

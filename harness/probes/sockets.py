@@ -14,11 +14,10 @@ import socket
 import struct
 import sys
 from collections.abc import Iterator, Mapping, Set
-from functools import cached_property, lru_cache
+from functools import lru_cache
 
 import msgspec
 
-from harness.probes import native
 from harness.probes.processes import read_file, text
 
 _HEADER = struct.Struct("=IHHII")  # struct nlmsghdr: length, type, flags, sequence, port; netlink(7)
@@ -74,25 +73,12 @@ Table = Mapping[int, Socket]  # by inode
 class SocketTables:
     """The tables of as many network namespaces as the asked-for processes live in, each read when first needed.
 
-    Those of our own namespace there are twice: the library in C has its own (`native`), and `of` is asked for what
-    these do not have.
+    The walk in C has its own of our own namespace, and `of` is asked for what these do not have.
     """
 
     def __init__(self) -> None:
         self._tables: dict[int, dict[int, Socket]] = {}
         self._own_namespace = os.stat("/proc/self/ns/net").st_ino
-
-    @cached_property
-    def native(self) -> native.Tables | None:
-        """What the library in C knows; None where there is none."""
-        return native.tables()
-
-    def is_ours(self, pid: int) -> bool:
-        """Whether it lives in our network namespace; who is gone, or a zombie, is in none. Raises PermissionError."""
-        try:
-            return os.stat(f"/proc/{pid}/ns/net").st_ino == self._own_namespace
-        except (FileNotFoundError, ProcessLookupError):
-            return False
 
     def of(self, pid: int, inodes: Set[int]) -> Table:
         """The table for a process that holds these socket inodes. Empty when the process is gone.

@@ -4,7 +4,7 @@ import logging
 import os
 import pwd
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -14,6 +14,7 @@ from probed import Holder, as_another_user, line, python, until
 from harness import agent
 from harness.probes import descriptors, processes, snapshot
 from harness.probes.snapshot import inspect, quiet, take_snapshot
+from harness.probes.walk import Seen
 from reports.record import Descriptor, Memory, Process, Snapshot
 
 SERVER = """
@@ -171,7 +172,7 @@ def test_who_ends_between_two_looks_is_no_trouble(
     with python("-c", "import sys; print(flush=True); sys.stdin.read()") as process:
         line(process)
 
-        def ends(pid: int, tables: object, *, positions: bool) -> list[Descriptor]:
+        def ends(pid: int, tables: object, *, positions: bool, seen: object) -> list[Descriptor]:
             end(process)
             until(lambda: getattr(processes.stat(pid), "state", "Z") == "Z", "it has ended")
             raise PermissionError(13, "Permission denied")
@@ -180,6 +181,26 @@ def test_who_ends_between_two_looks_is_no_trouble(
         found, unreadable = inspect([process.pid])
         assert [each.state for each in found] == states
         assert unreadable == [], "there is nothing to see of it, for root neither"
+
+
+@pytest.mark.parametrize(("end", "states"), [(_kill, ["Z"]), (_kill_and_reap, [])])
+def test_who_ends_after_the_first_sight_holds_nothing(
+    monkeypatch: pytest.MonkeyPatch, end: Callable[[subprocess.Popen[str]], None], states: list[str]
+) -> None:
+    first_sight = descriptors.first_sight
+    with python("-c", "import sys; print(flush=True); sys.stdin.read()") as process:
+        line(process)
+
+        def ends(pids: Sequence[int]) -> Mapping[int, Seen | OSError]:
+            seen = first_sight(pids)
+            end(process)
+            until(lambda: getattr(processes.stat(process.pid), "state", "Z") == "Z", "it has ended")
+            return seen
+
+        monkeypatch.setattr(descriptors, "first_sight", ends)
+        found, unreadable = inspect([process.pid], positions=False)
+        assert [(each.state, each.descriptors) for each in found] == [(state, []) for state in states]
+        assert unreadable == []
 
 
 CHANGES = """

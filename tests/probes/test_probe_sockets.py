@@ -118,6 +118,15 @@ def test_an_abstract_name() -> None:
         assert sockets.by_proc(ME)[inode(one)].local == f"@seatbelt test {ME}"
 
 
+def test_a_socket_that_is_younger_than_the_tables_is_found() -> None:
+    tables = sockets.SocketTables()
+    with socket.create_server(("127.0.0.1", 0)):
+        descriptors.read(os.getpid(), tables, positions=False)
+        with socket.create_server(("127.0.0.1", 0)) as younger:
+            states = {each.fd: each.state for each in descriptors.read(os.getpid(), tables, positions=False)}
+            assert states[younger.fileno()] == "LISTEN"
+
+
 def test_when_netlink_is_refused_proc_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     # 57 is no netlink protocol of any kernel: the kernel's own refusal.
     monkeypatch.setattr(sockets, "_NETLINK_SOCK_DIAG", 57)
@@ -145,9 +154,12 @@ def test_a_process_in_another_network_namespace() -> None:
     try:
         assert process.stdout is not None
         fd, port = map(int, process.stdout.readline().split())
-        (found,) = [each for each in descriptors.read(process.pid) if each.fd == fd]
+        looked = descriptors.read(process.pid, positions=False)
+        (found,) = [each for each in looked if each.fd == fd]
         assert (found.kind, found.state, found.local) == ("tcp", "LISTEN", f"0.0.0.0:{port}")
         assert found.inode not in sockets.by_netlink(ME)
+        for seen in descriptors.first_sight([process.pid]).values():  # the tables that C has are not of there
+            assert descriptors.read(process.pid, seen=seen) == looked
     finally:
         process.kill()
         process.communicate()

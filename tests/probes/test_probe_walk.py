@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
@@ -13,29 +14,30 @@ from tempfile import TemporaryDirectory
 import pytest
 from probed import Holder, as_another_user, holds_everything
 
-from harness.probes import descriptors, native
-from harness.probes.sockets import SocketTables
+from harness.probes import descriptors, memory, walk
+from harness.probes.snapshot import inspect
+from harness.probes.walk import Seen
 from reports.record import Descriptor
+
+GONE = 2**22 + 1  # above PID_MAX_LIMIT
+
+
+def by_c_alone(pid: int) -> Seen:
+    seen = descriptors.first_sight([pid])
+    if not seen:
+        pytest.skip("needs a C compiler: install gcc")
+    told = seen[pid]
+    if isinstance(told, OSError):
+        raise told
+    return told
 
 
 def in_c(pid: int) -> list[Descriptor]:
-    tables = SocketTables()
-    if tables.native is None:
-        pytest.skip("needs a C compiler: install gcc")
-    return descriptors.read(pid, tables, positions=False)
-
-
-def by_c_alone(pid: int, *, ours: bool = True) -> native.Seen:
-    tables = native.tables()
-    if tables is None:
-        pytest.skip("needs a C compiler: install gcc")
-    return tables.walk(pid, 1, 2, ours=ours)
+    return descriptors.read(pid, seen=by_c_alone(pid))
 
 
 def in_python(pid: int) -> list[Descriptor]:
-    tables = SocketTables()
-    tables.native = None
-    return descriptors.read(pid, tables, positions=False)
+    return descriptors.read(pid, positions=False)
 
 
 @pytest.fixture
@@ -51,20 +53,47 @@ def test_one_of_everything(holder: Holder) -> None:
 
 
 def test_little_is_left_to_python(holder: Holder) -> None:
-    told, unlisted, again = by_c_alone(holder.pid)
+    seen = by_c_alone(holder.pid)
     names = {number: name for name, number in holder.held.items()}
-    assert {names[fd] for fd, _ in unlisted} == {"unbound tcp", "netlink"}
-    assert {names[fd] for fd in again if fd in names} == {
+    assert {names[fd] for fd, _ in seen.unlisted} == {"unbound tcp", "netlink"}
+    assert {names[fd] for fd in seen.again if fd in names} == {
         *("not utf-8", "living", "other name", "directory", "device", "fifo", "memfd"),
         *("epoll", "eventfd", "timerfd", "inotify", "signalfd", "pidfd"),
     }
-    assert {each.kind for each in told} == {"file", "pipe", "unix", "tcp", "udp"}
+    assert {each.kind for each in seen.told} == {"file", "pipe", "unix", "tcp", "udp"}
 
 
-def test_of_another_network_namespace_no_socket_is_told(holder: Holder) -> None:
-    told, unlisted, _ = by_c_alone(holder.pid, ours=False)
-    assert {each.kind for each in told} == {"file", "pipe"}
-    assert len(unlisted) == sum("socket:" in each.target for each in in_python(holder.pid))
+def test_many_processes_at_once_are_each_what_they_are_alone(tmp_path: Path) -> None:
+    with ExitStack() as running:
+        pids = []
+        for number in range(12):  # more than there are threads
+            directory = tmp_path / str(number)
+            directory.mkdir()
+            pids.append(running.enter_context(holds_everything(directory)).pid)
+        pids.insert(5, os.getpid())  # whose descriptors are also those that all others are looked at by
+        pids.insert(3, GONE)
+        for _ in range(20):
+            seen = descriptors.first_sight(pids)
+            if not seen:
+                pytest.skip("needs a C compiler: install gcc")
+            assert list(seen) == pids
+            assert isinstance(seen[GONE], FileNotFoundError)
+            for pid in pids:
+                if pid != GONE:
+                    assert descriptors.read(pid, seen=seen[pid]) == in_python(pid)
+
+
+def test_the_memory_is_what_is_read_alone(holder: Holder) -> None:
+    told, read = memory.read(holder.pid, by_c_alone(holder.pid).rollup), memory.read(holder.pid)
+    assert (told.rss, told.anonymous) == (read.rss, read.anonymous)  # the rest depends on who else has these pages
+    assert told.pss > 0
+    assert told.rss > 1 << 20
+
+
+def test_signals_are_left_to_the_threads_that_wait_for_them(holder: Holder) -> None:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    by_c_alone(holder.pid)
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
 
 
 @pytest.mark.parametrize(
@@ -131,15 +160,6 @@ def test_more_than_fits_into_the_first_buffer(kept: ExitStack, tmp_path: Path) -
     assert found == in_python(os.getpid())
 
 
-def test_a_socket_that_is_younger_than_the_tables_is_found(kept: ExitStack) -> None:
-    tables = SocketTables()
-    with socket.create_server(("127.0.0.1", 0)):
-        descriptors.read(os.getpid(), tables, positions=False)
-        with socket.create_server(("127.0.0.1", 0)) as younger:
-            states = {each.fd: each.state for each in descriptors.read(os.getpid(), tables, positions=False)}
-            assert states[younger.fileno()] == "LISTEN"
-
-
 def test_it_leaves_nothing_open(kept: ExitStack) -> None:
     for end in socket.socketpair():  # so that the kernel's tables are asked for
         kept.enter_context(end)
@@ -151,7 +171,7 @@ def test_it_leaves_nothing_open(kept: ExitStack) -> None:
 @pytest.mark.parametrize("look", [by_c_alone, in_c, in_python])
 def test_a_process_that_is_gone(look: Callable[[int], object]) -> None:
     with pytest.raises((FileNotFoundError, ProcessLookupError)):
-        look(2**22 + 1)  # above PID_MAX_LIMIT
+        look(GONE)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may look at a zombie")
@@ -181,13 +201,13 @@ def test_a_process_that_is_not_ours_to_see(look: Callable[[int], object]) -> Non
 def test_without_a_compiler_python_does_it_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SEATBELT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("PATH", str(tmp_path))
-    native._functions.cache_clear()
-    native.library.cache_clear()
+    walk._functions.cache_clear()
+    walk.library.cache_clear()
     try:
         with holds_everything(tmp_path) as holder:
-            assert SocketTables().native is None
-            found = descriptors.read(holder.pid, positions=False)
+            assert not descriptors.first_sight([holder.pid])
+            (found,) = (process.descriptors for process in inspect([holder.pid], positions=False)[0])
             assert {each.fd for each in found} == set(holder.held.values()) | {0, 1, 2}
     finally:
-        native._functions.cache_clear()
-        native.library.cache_clear()
+        walk._functions.cache_clear()
+        walk.library.cache_clear()
