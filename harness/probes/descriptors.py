@@ -4,13 +4,14 @@ Owns: the walk of ``/proc/PID/fd`` and ``fdinfo``, and what kind of thing each e
 
 One look at an entry is readlink, which names it; for sockets and pipes the name tells the inode too, for all else it
 takes stat; and where they are asked for, fdinfo for flags and position, which costs as much again. Of an epoll and an
-inotify fdinfo is always read: what they watch is nowhere else to be seen. Where nobody asks for positions the walk is
-done in C, of all processes at once (`first_sight`), and `read` does only what it leaves. What is opened or closed
-during the walk may or may not be in it; at rest the walk is exact.
+inotify fdinfo is always read: what they watch is nowhere else to be seen. Where nobody asks for positions `first_sight`
+does the walk of all processes at once, in C, and `read` only what it leaves. What is opened or closed during the walk
+may or may not be in it; at rest the walk is exact.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import stat
@@ -27,6 +28,7 @@ from harness.probes.walk import Seen, walk
 from reports.record import Descriptor
 
 _DELETED = " (deleted)"
+_TOO_LONG = "(a path longer than 4095 bytes)"  # which no link tells
 _FDINFO_BYTES = 64  # its first two lines; the rest can be long (an epoll lists all that it watches)
 _ANONYMOUS_KINDS = frozenset({"eventpoll", "eventfd", "timerfd", "signalfd", "inotify", "pidfd", "io_uring"})
 _PROTOCOL_KINDS = {"TCP": "tcp", "TCPv6": "tcp", "MPTCP": "tcp", "MPTCPv6": "tcp", "UDP": "udp", "UDPv6": "udp"}
@@ -66,7 +68,7 @@ def read(
     sockets: list[_Socket] = []
     again: list[str] | None = None
     if seen is not None:
-        found, positions = seen.told, False
+        found, positions = list(seen.told), False
         sockets = [(fd, inode, 0, 0) for fd, inode in seen.unlisted]
         again = [str(fd) for fd in seen.again]
     for entry in _walk(pid, positions, again):
@@ -105,7 +107,7 @@ def _walk(pid: int, positions: bool, names: Sequence[str] | None = None) -> list
     with _directory(f"/proc/{pid}/fd") as links:
         for name in os.listdir(links) if names is None else names:
             try:
-                link = os.readlink(name, dir_fd=links)
+                link = _link(links, name)
                 status = None if link.startswith((_SOCKET, _PIPE)) else _status(links, name)
                 if positions:
                     flags, offset = _fdinfo(pid, name)
@@ -115,6 +117,15 @@ def _walk(pid: int, positions: bool, names: Sequence[str] | None = None) -> list
         if pid == os.getpid():
             found = [entry for entry in found if entry[0] != links]
     return found
+
+
+def _link(links: int, name: str) -> str:
+    try:
+        return os.readlink(name, dir_fd=links)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        return _TOO_LONG
 
 
 def _status(links: int, name: str) -> os.stat_result:
@@ -189,7 +200,10 @@ def _descriptor(pid: int, entry: _Entry) -> Descriptor:
         return Descriptor(fd, "pipe", link, _device_of_pipes(), int(link[len(_PIPE) : -1]), flags, offset)
     mode, inode, device, names = status[:4]
     kind = _kind(mode, link)
-    deleted = link.endswith(_DELETED) and (names == 0 or _is_deleted(pid, link, device, inode))
+    if link == _TOO_LONG:
+        deleted = names == 0
+    else:
+        deleted = link.endswith(_DELETED) and (names == 0 or _is_deleted(pid, link, device, inode))
     if deleted:
         link = link.removesuffix(_DELETED)
     target = link if link.isascii() else text(os.fsencode(link))
@@ -231,7 +245,7 @@ def _kind(mode: int, link: str) -> str:
         return "directory"
     if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
         return "device"
-    if stat.S_ISREG(mode) and link.startswith("(unreachable)"):
+    if stat.S_ISREG(mode) and link.startswith(("(unreachable)", _TOO_LONG)):
         return "file"
     return "other"
 

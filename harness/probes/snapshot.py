@@ -20,7 +20,7 @@ from harness.probes import agent, descriptors, files, kernel, memory, meter, pro
 from harness.probes.processes import Roles, default_role, tree
 from harness.probes.sockets import SocketTables
 from harness.probes.walk import Seen
-from reports.record import AgentReading, Process, Snapshot
+from reports.record import AgentReading, Memory, Process, Snapshot
 
 __all__ = ["inspect", "quiet", "take_snapshot", "tree"]
 
@@ -82,23 +82,23 @@ def inspect(
     tables = SocketTables()
     present = [process for pid in pids if (process := processes.read(pid, roles)) is not None]
     alive = [process.pid for process in present if process.state != "Z"]
-    seen = {} if positions else descriptors.first_sight(alive)
+    seen = {} if positions else dict(descriptors.first_sight(alive))
     for process in present:
-        refused: OSError | None = None
+        refused = ""
         if process.state != "Z":
-            first = seen.get(process.pid)
+            first = seen.pop(process.pid, None)
             try:
                 process.descriptors = descriptors.read(process.pid, tables, positions=positions, seen=first)
             except (FileNotFoundError, ProcessLookupError):
                 continue
             except OSError as error:
-                refused = error
+                refused = _remedy(process.pid, error)
             process.memory = memory.read(process.pid, first.rollup if isinstance(first, Seen) else None)
         if not _still(process):
             continue
         found.append(process)
-        if refused is not None and process.state != "Z":  # a zombie is root's, and holds nothing
-            unreadable.append(f"descriptors of {process.role} (pid {process.pid}): {_remedy(process.pid, refused)}")
+        if refused and process.state != "Z":  # a zombie is root's, and holds nothing
+            unreadable.append(f"descriptors of {process.role} (pid {process.pid}): {refused}")
     return found, unreadable
 
 
@@ -124,7 +124,7 @@ def _still(process: Process) -> bool:
         return False
     process.state = now.state
     if now.state == "Z":
-        process.descriptors = []
+        process.descriptors, process.memory = [], Memory()
     return True
 
 

@@ -73,7 +73,7 @@ Table = Mapping[int, Socket]  # by inode
 class SocketTables:
     """The tables of as many network namespaces as the asked-for processes live in, each read when first needed.
 
-    The walk in C has its own of our own namespace, and `of` is asked for what these do not have.
+    The walk in C has its own of our own namespace, and `of` is asked for what these do not tell.
     """
 
     def __init__(self) -> None:
@@ -83,7 +83,9 @@ class SocketTables:
     def of(self, pid: int, inodes: Set[int]) -> Table:
         """The table for a process that holds these socket inodes. Empty when the process is gone.
 
-        What a table lacks is asked for anew: the socket may be younger than the table. Raises PermissionError.
+        What a table lacks is asked for anew: the socket may be younger than the table. What a process of another
+        namespace holds may be of ours, handed down or passed to it; the inodes of all are of one counter. Raises
+        PermissionError.
         """
         try:
             namespace = os.stat(f"/proc/{pid}/ns/net").st_ino
@@ -92,6 +94,8 @@ class SocketTables:
         table = self._tables.setdefault(namespace, {})
         if not inodes <= table.keys():
             table.update(by_netlink(pid, inodes) if namespace == self._own_namespace else by_proc(pid))
+        if namespace != self._own_namespace and (missing := inodes - table.keys()):
+            return {**self.of(os.getpid(), missing), **table}
         return table
 
 

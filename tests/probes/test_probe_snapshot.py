@@ -199,7 +199,7 @@ def test_who_ends_after_the_first_sight_holds_nothing(
 
         monkeypatch.setattr(descriptors, "first_sight", ends)
         found, unreadable = inspect([process.pid], positions=False)
-        assert [(each.state, each.descriptors) for each in found] == [(state, []) for state in states]
+        assert [(each.state, each.descriptors, each.memory) for each in found] == [(z, [], Memory()) for z in states]
         assert unreadable == []
 
 

@@ -144,12 +144,22 @@ def test_when_the_kernel_dumps_no_family_proc_is_read(monkeypatch: pytest.Monkey
             assert table[inode(one)].state == "CONNECTED"
 
 
-def test_a_process_in_another_network_namespace() -> None:
+@pytest.fixture
+def inherited() -> Iterator[socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as ours:
+        yield ours
+
+
+def test_a_process_in_another_network_namespace(inherited: socket.socket) -> None:
     command = ["unshare", "--user", "--map-root-user", "--net"]
     if shutil.which("unshare") is None or subprocess.run([*command, "true"], capture_output=True).returncode:
         pytest.skip("no permission to make a network namespace")
     process = subprocess.Popen(
-        [*command, "python3", "-c", FOREIGN], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [*command, "python3", "-c", FOREIGN],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        pass_fds=[inherited.fileno()],
     )
     try:
         assert process.stdout is not None
@@ -158,6 +168,8 @@ def test_a_process_in_another_network_namespace() -> None:
         (found,) = [each for each in looked if each.fd == fd]
         assert (found.kind, found.state, found.local) == ("tcp", "LISTEN", f"0.0.0.0:{port}")
         assert found.inode not in sockets.by_netlink(ME)
+        (handed_down,) = [each for each in looked if each.fd == inherited.fileno()]
+        assert (handed_down.state, handed_down.local) == ("LISTEN", f"127.0.0.1:{inherited.getsockname()[1]}")
         for seen in descriptors.first_sight([process.pid]).values():  # the tables that C has are not of there
             assert descriptors.read(process.pid, seen=seen) == looked
     finally:

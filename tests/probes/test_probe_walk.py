@@ -2,34 +2,61 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import re
+import resource
 import signal
 import socket
 import subprocess
-from collections.abc import Callable, Iterator
+import textwrap
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-from probed import Holder, as_another_user, holds_everything
+from probed import Holder, as_another_user, holds_everything, line, python, until
 
 from harness.probes import descriptors, memory, walk
+from harness.probes.processes import read_file
 from harness.probes.snapshot import inspect
 from harness.probes.walk import Seen
 from reports.record import Descriptor
 
 GONE = 2**22 + 1  # above PID_MAX_LIMIT
+CORES = 8
+
+
+def threads() -> dict[int, int]:
+    """Those of this process, and the signals that they block: proc_pid_status(5)."""
+    found = {}
+    for thread in map(int, os.listdir("/proc/self/task")):
+        status = read_file(f"/proc/self/task/{thread}/status") or b""
+        if blocked := re.search(rb"^SigBlk:\s*(\w+)", status, re.MULTILINE):
+            found[thread] = int(blocked[1], 16)
+    return found
+
+
+def leave_free(count: int) -> None:
+    """So many descriptors that this process may yet open."""
+    taken = set(map(int, os.listdir("/proc/self/fd")))
+    free = itertools.islice((number for number in itertools.count() if number not in taken), count)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(free) + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
 
 
 def by_c_alone(pid: int) -> Seen:
-    seen = descriptors.first_sight([pid])
-    if not seen:
-        pytest.skip("needs a C compiler: install gcc")
-    told = seen[pid]
+    told = all_in_c([pid])[pid]
     if isinstance(told, OSError):
         raise told
     return told
+
+
+def all_in_c(pids: Sequence[int]) -> Mapping[int, Seen | OSError]:
+    if walk._functions() is None:
+        pytest.skip("needs a C compiler: install gcc")
+    return descriptors.first_sight(pids)
 
 
 def in_c(pid: int) -> list[Descriptor]:
@@ -63,7 +90,7 @@ def test_little_is_left_to_python(holder: Holder) -> None:
     assert {each.kind for each in seen.told} == {"file", "pipe", "unix", "tcp", "udp"}
 
 
-def test_many_processes_at_once_are_each_what_they_are_alone(tmp_path: Path) -> None:
+def test_many_processes_at_once_are_each_what_they_are_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with ExitStack() as running:
         pids = []
         for number in range(12):  # more than there are threads
@@ -72,10 +99,9 @@ def test_many_processes_at_once_are_each_what_they_are_alone(tmp_path: Path) -> 
             pids.append(running.enter_context(holds_everything(directory)).pid)
         pids.insert(5, os.getpid())  # whose descriptors are also those that all others are looked at by
         pids.insert(3, GONE)
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(CORES)))
         for _ in range(20):
-            seen = descriptors.first_sight(pids)
-            if not seen:
-                pytest.skip("needs a C compiler: install gcc")
+            seen = all_in_c(pids)
             assert list(seen) == pids
             assert isinstance(seen[GONE], FileNotFoundError)
             for pid in pids:
@@ -90,10 +116,70 @@ def test_the_memory_is_what_is_read_alone(holder: Holder) -> None:
     assert told.rss > 1 << 20
 
 
-def test_signals_are_left_to_the_threads_that_wait_for_them(holder: Holder) -> None:
+def test_it_is_done_by_threads_that_take_no_signals(holder: Holder, monkeypatch: pytest.MonkeyPatch) -> None:
+    all_in_c([holder.pid])  # built
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(CORES)))
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
-    by_c_alone(holder.pid)
+    own, blocked, enough = set(threads()), dict[int, int](), threading.Event()
+
+    def watch() -> None:
+        own.add(threading.get_native_id())
+        while not enough.is_set():
+            blocked.update({thread: mask for thread, mask in threads().items() if thread not in own})
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    try:
+
+        def looked() -> bool:
+            all_in_c([holder.pid] * 200)
+            return len(blocked) >= CORES - 1
+
+        until(looked, "all the threads have been seen")
+    finally:
+        enough.set()
+        watching.join()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD, signal.SIGALRM):
+        assert all(mask >> (number - 1) & 1 for mask in blocked.values())
     assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
+    assert set(threads()) <= own, "they are gone with the walk"
+
+
+def test_where_there_are_too_few_descriptors_it_is_left_to_python(
+    kept: ExitStack, holder: Holder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    all_in_c([holder.pid])  # built
+    expected = in_python(holder.pid)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(CORES)))
+    kept.callback(resource.setrlimit, resource.RLIMIT_NOFILE, resource.getrlimit(resource.RLIMIT_NOFILE))
+    leave_free(2)  # os.listdir() takes a second one of a directory that is open
+    for _ in range(50):
+        pids = [holder.pid] * 40
+        found, unreadable = inspect(pids, positions=False)
+        assert unreadable == []
+        assert all(process.descriptors == expected for process in found)
+        assert len(found) == len(pids)
+
+
+def test_a_path_that_is_longer_than_a_link_can_tell(tmp_path: Path) -> None:
+    code = """
+        import os, sys
+        for _ in range(25):
+            os.mkdir("d" * 200); os.chdir("d" * 200)
+        held = {name: os.open(name, os.O_RDWR | os.O_CREAT) for name in ("file", "deleted")}
+        os.unlink("deleted")
+        print(*held.values(), os.open(".", os.O_RDONLY), flush=True)
+        os.chdir("/")
+        sys.stdin.read()
+    """
+    code = f"import os; os.chdir({str(tmp_path)!r})\n{textwrap.dedent(code)}"
+    with python("-c", code) as process:
+        numbers = [int(number) for number in line(process).split()]
+        found = {each.fd: each for each in in_c(process.pid)}
+        assert list(found.values()) == in_python(process.pid)
+        assert [found[number].kind for number in numbers] == ["file", "file", "directory"]
+        assert [found[number].deleted for number in numbers] == [False, True, False]
+        assert found[numbers[0]].target == "(a path longer than 4095 bytes)"
 
 
 @pytest.mark.parametrize(
@@ -160,11 +246,10 @@ def test_more_than_fits_into_the_first_buffer(kept: ExitStack, tmp_path: Path) -
     assert found == in_python(os.getpid())
 
 
-def test_it_leaves_nothing_open(kept: ExitStack) -> None:
-    for end in socket.socketpair():  # so that the kernel's tables are asked for
-        kept.enter_context(end)
+def test_it_leaves_nothing_open(kept: ExitStack, holder: Holder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(CORES)))
     before = in_python(os.getpid())
-    in_c(os.getpid())
+    all_in_c([holder.pid, os.getpid(), GONE, holder.pid, holder.pid])
     assert in_python(os.getpid()) == before
 
 

@@ -9,6 +9,7 @@ left unclassified; `descriptors` does, and all of it where there is no library.
 from __future__ import annotations
 
 import ctypes
+import errno
 import logging
 import os
 from array import array
@@ -28,18 +29,19 @@ class Seen(msgspec.Struct, array_like=True, gc=False):
     """What is told of one process at first sight."""
 
     told: list[Descriptor]
-    unlisted: list[tuple[int, int]]  # numbers and inodes of sockets that are in no table of our network namespace
+    unlisted: list[tuple[int, int]]  # numbers and inodes of sockets that our network namespace's tables do not tell
     again: list[int]  # numbers of what is to be looked at again
     rollup: bytes  # smaps_rollup; none where it cannot be read
 
 
+_THEIRS = frozenset({errno.ENOENT, errno.ESRCH, errno.EACCES, errno.EPERM})  # errors that would be the same again
 _decoder: msgspec.msgpack.Decoder[Seen] = msgspec.msgpack.Decoder(Seen)
 
 
 def walk(pids: Sequence[int], device_of_pipes: int, device_of_sockets: int) -> Mapping[int, Seen | OSError]:
-    """What these have open, or the kernel's error: what `descriptors.read` raises. Empty without the library.
+    """What these have open, or what `descriptors.read` is to raise of a process that is gone or not ours to see.
 
-    Raises MemoryError.
+    Those are missing for whom there were too few descriptors or too little memory here, and all without the library.
     """
     functions = _functions()
     if functions is None or not pids:
@@ -48,19 +50,19 @@ def walk(pids: Sequence[int], device_of_pipes: int, device_of_sockets: int) -> M
     packed = array("i", pids).tobytes()
     walked = functions.seatbelt_walk(packed, len(pids), cores, device_of_pipes, device_of_sockets)
     if not walked:
-        raise MemoryError
+        return {}
+    found: dict[int, Seen | OSError] = {}
+    message = ctypes.c_void_p()
     try:
-        return {pid: _told(functions, walked, each, pid) for each, pid in enumerate(pids)}
+        for each, pid in enumerate(pids):
+            length = functions.seatbelt_told(walked, each, ctypes.byref(message))
+            if length > 0:
+                found[pid] = _decoder.decode(ctypes.string_at(message, length))
+            elif -length in _THEIRS:
+                found[pid] = OSError(-length, os.strerror(-length), f"/proc/{pid}/fd")
     finally:
         functions.seatbelt_forget(walked)
-
-
-def _told(functions: ctypes.CDLL, walked: int, each: int, pid: int) -> Seen | OSError:
-    message = ctypes.c_void_p()
-    length = functions.seatbelt_told(walked, each, ctypes.byref(message))
-    if length < 0:
-        return OSError(-length, os.strerror(-length), f"/proc/{pid}/fd")
-    return _decoder.decode(ctypes.string_at(message, length))
+    return found
 
 
 @cache

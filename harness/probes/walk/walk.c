@@ -4,10 +4,12 @@
  *
  *     {fd, kind, target, device, inode, ...}   plain files, pipes, and the sockets that the kernel's tables have; the
  *                                              names are those of reports.record.Descriptor
- *     [fd, inode]                              all other sockets, and all of another network namespace than ours
+ *     [fd, inode]                              all other sockets: of other families or network namespaces than ours,
+ *                                              never connected, or with a name that is not ASCII
  *     fd                                       all else, to be looked at again: devices, directories, what epoll(7) and
  *                                              its like are called, memfds, names that are not ASCII, files whose name
- *                                              ends in " (deleted)" and which still have a name, what stat(2) refuses
+ *                                              ends in " (deleted)" and which still have a name, what stat(2) refuses,
+ *                                              paths that are longer than PATH_MAX
  *     bytes                                    smaps_rollup; none where it cannot be read
  *
  * The first three are arrays. The tables of sockets are asked for when first needed, family by family until none is
@@ -51,7 +53,6 @@ struct process {
 
 struct walk {
 	uint64_t device_of_pipes, device_of_sockets;
-	struct stat namespace;
 	struct tables tables;
 	atomic_size_t next;
 	size_t count;
@@ -120,7 +121,7 @@ static int look(struct process *process, int links, const char *name, uint64_t d
 	unsigned char *at;
 
 	if (length < 0)
-		return errno;
+		return errno == ENAMETOOLONG ? leave(process, fd, 0) : errno;
 	link[length] = 0;
 	if (begins(link, SOCKET_LINK))
 		return leave(process, fd, strtoull(link + strlen(SOCKET_LINK), NULL, 10));
@@ -170,16 +171,6 @@ static int look_at_all(struct process *process, uint64_t device_of_pipes)
 		error = errno; /* 0 after the last entry: readdir(3) */
 	closedir(links);
 	return error;
-}
-
-static int is_ours(const struct walk *walk, int pid)
-{
-	struct stat status;
-	char path[32];
-
-	snprintf(path, sizeof path, "/proc/%d/ns/net", pid);
-	return stat(path, &status) == 0 && status.st_dev == walk->namespace.st_dev &&
-	       status.st_ino == walk->namespace.st_ino;
 }
 
 /* Writes the sockets that the tables have, and takes them out of what is left. */
@@ -272,7 +263,7 @@ static void look_into(struct walk *walk, struct process *process)
 	*at = 0x94;
 	written(process, at + 1 + LENGTH); /* of descriptors; how many is told last */
 	process->error = look_at_all(process, walk->device_of_pipes);
-	if (process->error == 0 && process->count && is_ours(walk, process->pid))
+	if (process->error == 0)
 		look_up_sockets(walk, process);
 	if (process->error == 0)
 		process->error = write_what_is_left(process);
@@ -322,7 +313,6 @@ struct walk *seatbelt_walk(const int *pids, size_t count, int cores, uint64_t de
 	walk->count = count;
 	for (each = 0; each < count; each++)
 		walk->processes[each].pid = pids[each];
-	stat("/proc/self/ns/net", &walk->namespace); /* where it cannot be read, nobody is known to live in ours */
 	sigfillset(&all);
 	pthread_sigmask(SIG_SETMASK, &all, &before); /* signals are for those who wait for them */
 	while (running < helpers && (size_t)running + 1 < count &&
