@@ -190,6 +190,49 @@ def hear(name, exception, **_):
     assert lines.count("DATA None") == 30
 
 
+def test_a_listener_that_fails_keeps_no_other_from_hearing(tmp_path: Path, sink: SmtpSink) -> None:
+    path, heard = tmp_path / "failing.py", tmp_path / "heard"
+    path.write_text(f"""
+import sys
+from locust import events
+from harness.scenario import load
+SCENARIO = load("accepted")
+
+@events.request.add_listener
+def fails(name, **_):
+    raise ValueError(f"no {{name}} for me")
+
+@events.request.add_listener
+def hear(name, **_):
+    with open({str(heard)!r}, "a") as file:
+        print(name, file=file)
+""")
+    with LoadProcess(str(path), 2, seed=1) as load:
+        load.ready("127.0.0.1", sink.port)
+        tally = load.dose(0, 30, timeout_s=TIMEOUT_S)
+    assert tally.failures == 0
+    assert len(heard.read_text().splitlines()) == tally.commands
+
+
+def test_a_listener_may_end_the_users(tmp_path: Path, sink: SmtpSink) -> None:
+    path = tmp_path / "ending.py"
+    path.write_text("""
+from locust import events
+from locust.exception import StopUser
+from harness.scenario import load
+SCENARIO = load("accepted")
+
+@events.request.add_listener
+def ends(name, **_):
+    if name == "QUIT":
+        raise StopUser
+""")
+    with LoadProcess(str(path), 2, seed=1) as load:
+        load.ready("127.0.0.1", sink.port)
+        with pytest.raises(LoadError, match="28 of 30 sessions of the dose did not come back"):
+            load.dose(0, 300, timeout_s=1.0)
+
+
 def test_a_dead_child_is_an_error_with_its_last_words(tmp_path: Path, sink: SmtpSink) -> None:
     path = tmp_path / "dying.py"
     path.write_text("import os, sys\nprint('the disk is full', file=sys.stderr, flush=True)\nos._exit(7)\n")
