@@ -85,7 +85,8 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Iterator[None]:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     directory = _report_directory(config)
     if directory is not None and directory.is_dir():
-        terminalreporter.write_line(f"seatbelt: {len(list(directory.glob('*.html')))} reports in {directory}")
+        judged = len(list(directory.glob("*.html")))
+        terminalreporter.write_line(f"seatbelt: reports of {judged} check{'s' * (judged != 1)} in {directory}")
 
 
 # ---- fixtures
@@ -251,6 +252,7 @@ class _Asked(NamedTuple):
     mx: str | None = None
     command: str = ""
     verdict: str = "clean"
+    server: str = ""
 
     @classmethod
     def of(cls, marker: pytest.Mark | None) -> _Asked:
@@ -269,7 +271,7 @@ def _asked(request: pytest.FixtureRequest) -> _Asked:
 
 
 def _target_name(config: pytest.Config, asked: _Asked) -> str | None:
-    if asked.target or asked.command:
+    if asked.target or asked.command or asked.server:
         return asked.target
     return str(config.getoption("--seatbelt-target") or config.getini("seatbelt_target"))
 
@@ -293,7 +295,7 @@ def _maker(name: str | None, asked: _Asked, **settings: Any) -> MakeTarget:
 
     defects = (asked.defect,) if isinstance(asked.defect, str) else tuple(asked.defect)
     try:
-        return choose(name, Settings(seed=1, defects=defects, command=asked.command, **settings))
+        return choose(name, Settings(seed=1, defects=defects, command=asked.command, server=asked.server, **settings))
     except TargetError as error:
         fail(error)
 

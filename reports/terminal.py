@@ -37,8 +37,11 @@ FATES = ("delivered", "bounced", "queued", "lost", "duplicated")
 
 
 def print_report(record: RunRecord, console: Console) -> None:
-    """The whole report, verdict first."""
-    console.print(render(record))
+    """The whole report, verdict first; into a pipe or a file the verdict's sentence is one line, for grep(1)."""
+    if console.is_terminal:
+        console.print(render(record))
+    else:
+        console.print(as_text(record, columns=UNFOLDED), end="", soft_wrap=True, markup=False, highlight=False)
 
 
 def as_text(record: RunRecord, *, columns: int = COLUMNS) -> str:
@@ -239,9 +242,9 @@ def _footer(record: RunRecord) -> Iterator[Text]:
 
 def _line(label: str, text: str) -> Text:
     """A label and its text, with a hanging indent."""
-    lines = textwrap.wrap(_plain(text), TEXT_COLUMNS, break_on_hyphens=False, drop_whitespace=False) or [""]
+    lines = textwrap.wrap(_plain(text), TEXT_COLUMNS, break_on_hyphens=False) or [""]
     indent = "\n" + " " * LABEL_COLUMNS
-    return Text.assemble((label.ljust(LABEL_COLUMNS), "dim"), indent.join(line.rstrip() for line in lines))
+    return Text.assemble((label.ljust(LABEL_COLUMNS), "dim"), indent.join(lines))
 
 
 def _bullet(text: str) -> Text:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -55,6 +56,20 @@ def test_every_feature_names_where_it_is_and_its_test(feature: str, where: str, 
 
 def test_there_is_no_not_yet() -> None:
     assert not re.search("not yet|todo", (ROOT / "docs" / "mta.md").read_text(), re.IGNORECASE)
+
+
+def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node
+
+
+def test_the_lines_of_the_sample_report_are_where_they_were() -> None:
+    told = re.findall(r"(mta_under_test/\S+\.py):(\d+) in (\w+)", (ROOT / "README.md").read_text())
+    assert told
+    for path, line, name in told:
+        spans = [(each.lineno, each.end_lineno or 0) for each in functions(ROOT / path) if each.name == name]
+        assert any(first <= int(line) <= last for first, last in spans), f"README.md: {path}:{line} is not in {name}"
 
 
 # ---- examples

@@ -58,13 +58,14 @@ def conclude(record: RunRecord) -> None:
 def _untrustworthy(record: RunRecord) -> list[str]:
     """Why "nothing was found" would prove nothing."""
     reasons = [incident.text for incident in record.incidents if incident.kind in ("interrupted", "target")]
-    reasons += [f"the load failed: {incident.text}" for incident in record.incidents if incident.kind == "load"]
+    failed = [f"the load failed: {incident.text}" for incident in record.incidents if incident.kind == "load"]
+    reasons += failed
     reasons += [f"the remote MX failed: {each.text}" for each in record.incidents if each.kind == "remote-mx"]
-    if record.doses or not record.was_interrupted:  # else nobody had the time to keep a promise
+    if not failed and (record.doses or not record.was_interrupted):  # else nobody had the time to keep a promise
         reasons += [_broken(promise) for promise in record.promises if promise.measured < promise.at_least]
     judged = rests(record)
     if len(judged.pools()) < LEAST_DOSES:
-        reasons.append(f"{len(judged.pools())} doses were judged; a leak needs {LEAST_DOSES} to show")
+        reasons.append(f"judged doses: {len(judged.pools())}; a leak needs {LEAST_DOSES} to show")
     elif judged.units == 0:
         reasons.append(f"the judged doses did no work: not one {record.judgement.unit}")
     elif not any(rest.snapshot.processes for rest in judged.judged):
@@ -75,9 +76,10 @@ def _untrustworthy(record: RunRecord) -> list[str]:
 
 
 def _broken(promise: Promise) -> str:
-    """``the scenario promises at least 20 messages per session out; there was 1.0: advice``."""
+    """``the scenario promises at least 20 messages per session out; there were 1.0: advice``."""
     what = PROMISED.get(promise.what, promise.what.replace("_", " "))
     # A ratio is told with its decimal, a count without.
     measured = f"{promise.measured:.1f}" if "per" in promise.what.split("_") else f"{promise.measured:g}"
-    text = f"the scenario promises at least {promise.at_least:g} {what}; there was {measured}"
+    were = "was" if measured == "1" else "were"
+    text = f"the scenario promises at least {promise.at_least:g} {what}; there {were} {measured}"
     return f"{text}: {promise.advice}" if promise.advice else text

@@ -13,7 +13,7 @@ import time
 from collections.abc import Awaitable
 from contextlib import suppress
 
-from harness.load.tally import Exchange, Outcome, Ticket, says_goodbye
+from harness.load.tally import Exchange, Outcome, Ticket, says_goodbye, unexpected
 from harness.scenario import SENDER_DOMAIN, Step
 
 ANSWER_BYTES = 1 << 16  # of one answer; a server that says more is not answering
@@ -82,7 +82,8 @@ class _Client:
         if step.tls and answer[:1] == "2":
             await self._handshake()
         if answer[:1] not in step.expect:
-            return f"{answer.strip()[:200]} (the scenario expects {'xx or '.join(step.expect)}xx)"
+            asked = step.send.partition(b"\r\n")[0].decode("ascii", "replace")[:200]
+            return unexpected(answer.strip()[:200], "xx or ".join(step.expect), asked)
         self._outcome.answered = True
         if step.accepts and answer[:1] == "2":
             self._outcome.accepted.append(message_id)

@@ -18,7 +18,7 @@ from aiosmtplib import SMTP, SMTPException, SMTPResponse, SMTPResponseException,
 from aiosmtplib.protocol import SMTPProtocol
 
 from harness.load import dialogue
-from harness.load.tally import CLOSING, Exchange, Outcome, Ticket, says_goodbye
+from harness.load.tally import CLOSING, Exchange, Outcome, Ticket, says_goodbye, unexpected
 from harness.scenario import SENDER_DOMAIN, Message
 
 LOCAL_HOSTNAME = f"load.{SENDER_DOMAIN}"  # given, or aiosmtplib asks the resolver for this machine's name
@@ -167,7 +167,8 @@ class _Dialogue:
         as_expected = code // 100 == expected
         self._outcome.answered |= as_expected
         if not as_expected and not error:
-            error = f"{code} {text}".replace("\n", " ") + f" (the scenario expects {expected}xx)"
+            asked = command.decode("ascii").strip() if isinstance(command, bytes) else ""
+            error = unexpected(f"{code} {text}".replace("\n", " "), str(expected), asked)
         self._outcome.exchanges.append(Exchange(name, began, time.perf_counter() - clock, error))
         if code < 200 or code == CLOSING:
             raise _Broken

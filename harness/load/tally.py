@@ -36,6 +36,12 @@ def says_goodbye(heard: bytes) -> bool:
     return any(line.startswith(b"%d" % CLOSING) for line in heard.splitlines())
 
 
+def unexpected(answer: str, expected: str, asked: str) -> str:
+    """The error of an answer that is none of the `expected` first digits; `asked` is the command, if it tells more."""
+    to = f" to {asked}" if " " in asked else ""
+    return f"{answer} (the scenario expects {expected}xx{to})"
+
+
 class Exchange(msgspec.Struct, frozen=True, gc=False):
     """One command and its answer, timed on the thread that waited for it."""
 

@@ -128,7 +128,7 @@ class Door(DoseGiver):
             return "No target is known: start locust with --seatbelt-target or --seatbelt-attach."
         if self._controller.is_over:
             return f"The run could not begin: {self._controller.last_words}"
-        return "The target is being started."
+        return "The target is being started." if self._doses is None else "The run is under way."
 
 
 def is_wanted(environment: Environment) -> bool:

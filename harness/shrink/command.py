@@ -86,6 +86,8 @@ def run(wanted: Wanted) -> int:
 
 
 def _finding(record: RunRecord, wanted: Wanted) -> Finding:
+    if not record.findings:
+        raise RecordError(f"{wanted.record}: nothing was found in it, and so there is nothing to shrink")
     if not 1 <= wanted.finding <= len(record.findings):
         raise RecordError(f"{wanted.record}: no finding {wanted.finding}; it has {len(record.findings)}")
     if not record.dialogue:

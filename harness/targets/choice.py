@@ -74,7 +74,10 @@ def named(name: str | None, settings: Settings) -> str:
             raise TargetError(f"--{option} {text} is a target of its own: leave out --target {name}")
     name = name or next((MEANT[option] for option in said), DEFAULT)
     if name not in _MAKERS:
-        raise TargetError(f"no target called {name!r}. There is: {', '.join(TARGETS)}")
+        from harness.targets import description
+
+        hint = f"; it is a server: --server {name}." if name in description.names() else "."
+        raise TargetError(f"no target called {name!r}{hint} There is: {', '.join(TARGETS)}")
     if settings.address != LOOPBACK and name not in WITH_ADDRESS:
         raise TargetError(f"--address is for {', '.join(WITH_ADDRESS)}; {name} takes mail at {LOOPBACK}")
     if settings.nofile is not None and settings.nofile > (most := _most_descriptors()):

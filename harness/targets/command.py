@@ -105,7 +105,8 @@ class Command(Foreign):
     def _hint(self) -> str:
         """What may help one that does not start."""
         hints = [f"to install it: {self._server.install}"] if self._server.install else []
-        hints += ["its network is its own; --no-isolate, if it needs the host's"] if is_isolated() else []
+        if self._started is not None and is_isolated():  # else it never ran
+            hints.append("its network is its own; --no-isolate, if it needs the host's")
         return f" ({'; '.join(hints)})" if hints else ""
 
     def _prepare(self) -> None:

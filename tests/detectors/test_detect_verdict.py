@@ -73,7 +73,7 @@ def test_a_broken_promise_is_inconclusive_and_says_what_to_do() -> None:
     judged = verdict.judge(record)
     assert judged.verdict == "inconclusive"
     assert judged.reasons == [
-        f"the scenario promises at least 20 messages per outbound session; there was 1.0: {REUSE}"
+        f"the scenario promises at least 20 messages per outbound session; there were 1.0: {REUSE}"
     ]
 
 
@@ -95,7 +95,7 @@ def test_a_run_that_broke_is_inconclusive(incident: Incident, expected: str) -> 
 def test_nothing_seen_is_never_clean() -> None:
     empty = verdict.judge(blank())
     assert empty.verdict == "inconclusive"
-    assert "0 doses were judged" in empty.reasons[0]
+    assert "judged doses: 0" in empty.reasons[0]
     lazy = record_of(world(), counts=(0, 0, 0))
     assert "did no work" in verdict.judge(lazy).reasons[0]
     blind = record_of(world())

@@ -63,7 +63,7 @@ def test_an_answer_that_is_not_expected_ends_the_session() -> None:
     with SmtpSink() as sink:
         outcome = held(sink.port, GREETING, EHLO, mail(), rcpt(BAD), DATA)
         refused = held(sink.port, GREETING, EHLO, mail(), rcpt(BAD, expect="5"), RSET)
-    assert outcome.exchanges[-1].error == "550 5.1.1 not here (the scenario expects 2xx)"
+    assert outcome.exchanges[-1].error == f"550 5.1.1 not here (the scenario expects 2xx to RCPT TO:<{BAD}>)"
     assert not outcome.finished
     assert (refused.finished, refused.refused_recipients) == (True, 1)
 

@@ -48,7 +48,7 @@ def test_the_dialogue_is_exactly_the_planned_one() -> None:
 def test_a_recipient_that_must_be_refused_and_is_not_is_a_failure() -> None:
     with SmtpSink(lenient=True) as sink:
         outcome = held(sink.port, Message(DEFAULT_SENDER, (), (BAD,)), PLAIN)
-    assert errors(outcome) == [("RCPT", "250 fine (the scenario expects 5xx)")]
+    assert errors(outcome) == [("RCPT", f"250 fine (the scenario expects 5xx to RCPT TO:<{BAD}>)")]
     assert outcome.finished
     assert outcome.accepted == sink.message_ids == ["1.2.3.1@sender.test"], "nothing is sent to who must be refused"
 
@@ -56,7 +56,7 @@ def test_a_recipient_that_must_be_refused_and_is_not_is_a_failure() -> None:
 def test_a_recipient_that_must_be_accepted_and_is_not_is_a_failure_and_the_session_goes_on() -> None:
     with SmtpSink() as sink:
         outcome = held(sink.port, Message(DEFAULT_SENDER, (BAD,)), PLAIN)
-    assert errors(outcome) == [("RCPT", "550 5.1.1 not here (the scenario expects 2xx)")]
+    assert errors(outcome) == [("RCPT", f"550 5.1.1 not here (the scenario expects 2xx to RCPT TO:<{BAD}>)")]
     assert outcome.accepted == ["1.2.3.1@sender.test"]
     assert "RSET" in sink.dialogues[0]
 
@@ -86,7 +86,7 @@ def test_a_server_that_answers_and_leaves_ends_the_session_at_the_next_command()
 def test_a_server_that_says_it_leaves_ends_the_session_with_its_words() -> None:
     with SmtpSink(leave_at=("RCPT", "421 4.3.2 closing")) as sink:
         outcome = held(sink.port, Message(DEFAULT_SENDER, (), (BAD,)), PLAIN)
-    assert errors(outcome) == [("RCPT", "421 4.3.2 closing (the scenario expects 5xx)")]
+    assert errors(outcome) == [("RCPT", f"421 4.3.2 closing (the scenario expects 5xx to RCPT TO:<{BAD}>)")]
     assert [exchange.name for exchange in outcome.exchanges] == ["CONNECT", "EHLO", "MAIL", "RCPT"]
     assert (outcome.refused_recipients, outcome.finished, outcome.broken_off) == (0, False, False)
 

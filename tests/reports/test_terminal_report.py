@@ -161,7 +161,7 @@ def test_the_work_is_told() -> None:
 def test_inconclusive_gives_every_reason() -> None:
     record = base()
     record.reasons = [
-        "the scenario promises at least 20 messages per outbound session; there was 1.0: hold the greeting",
+        "the scenario promises at least 20 messages per outbound session; there were 1.0: hold the greeting",
         "memory of queue: after 960 refused messages it grows by -1 to 3 Python objects for each",
     ]
     text = flowing(printed(record))
