@@ -62,7 +62,8 @@ def render(record: RunRecord) -> RenderableType:
     if record.verdict == "inconclusive" and len(record.reasons) > 1:
         parts += [Text(), Text("It is also inconclusive because:"), *map(_bullet, record.reasons[1:])]
     told = [_line(*each) for each in (*work_done(record), *visible(record))]
-    parts += [Text(), *told, Text(), *_footer(record)]
+    parts += [Text(), *told] if told else []
+    parts += [Text(), *_footer(record)]
     return Group(*parts)
 
 
