@@ -61,8 +61,10 @@ def _untrustworthy(record: RunRecord) -> list[str]:
     failed = [f"the load failed: {incident.text}" for incident in record.incidents if incident.kind == "load"]
     reasons += failed
     reasons += [f"the remote MX failed: {each.text}" for each in record.incidents if each.kind == "remote-mx"]
-    if not failed and (record.doses or not record.was_interrupted):  # else nobody had the time to keep a promise
-        reasons += [_broken(promise) for promise in record.promises if promise.measured < promise.at_least]
+    if record.doses or not record.was_interrupted:  # else nobody had the time to keep a promise
+        broken = [promise for promise in record.promises if promise.measured < promise.at_least]
+        # A load that failed was also too little, which tells nothing new.
+        reasons += [_broken(promise) for promise in broken if _is_ratio(promise) or not failed]
     judged = rests(record)
     if len(judged.pools()) < LEAST_DOSES:
         reasons.append(f"judged doses: {len(judged.pools())}; a leak needs {LEAST_DOSES} to show")
@@ -75,11 +77,15 @@ def _untrustworthy(record: RunRecord) -> list[str]:
     return reasons
 
 
+def _is_ratio(promise: Promise) -> bool:
+    return "per" in promise.what.split("_")
+
+
 def _broken(promise: Promise) -> str:
     """``the scenario promises at least 20 messages per session out; there were 1.0: advice``."""
     what = PROMISED.get(promise.what, promise.what.replace("_", " "))
     # A ratio is told with its decimal, a count without.
-    measured = f"{promise.measured:.1f}" if "per" in promise.what.split("_") else f"{promise.measured:g}"
+    measured = f"{promise.measured:.1f}" if _is_ratio(promise) else f"{promise.measured:g}"
     were = "was" if measured == "1" else "were"
     text = f"the scenario promises at least {promise.at_least:g} {what}; there {were} {measured}"
     return f"{text}: {promise.advice}" if promise.advice else text

@@ -27,6 +27,7 @@ from reports.record import (
     PlannedMessage,
     PlannedSession,
     PlannedStep,
+    Promise,
     RunRecord,
     Work,
 )
@@ -52,7 +53,7 @@ def opened(design: Design) -> RunRecord:
             profile=options.profile.name,
             memory=design.judges_memory,
         ),
-        promises=[msgspec.structs.replace(promise) for promise in scenario.promises],
+        promises=[_promise(promise, design) for promise in scenario.promises],
         dialogue=_dialogue(design),
         conditions=Conditions(
             refuses=design.refuses,
@@ -64,6 +65,13 @@ def opened(design: Design) -> RunRecord:
             nofile=scenario.nofile,
         ),
     )
+
+
+def _promise(promise: Promise, design: Design) -> Promise:
+    """With advice that is true of this run: where the remote MX does as --mx says, look there first."""
+    mx = design.options.refuses
+    advice = promise.advice if mx is None else f"--mx '{mx}' is not what the scenario asks of the remote MX"
+    return msgspec.structs.replace(promise, advice=advice)
 
 
 def _dialogue(design: Design) -> list[PlannedSession]:

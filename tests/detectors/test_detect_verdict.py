@@ -92,6 +92,15 @@ def test_a_run_that_broke_is_inconclusive(incident: Incident, expected: str) -> 
     assert verdict.judge(record).reasons == [expected]
 
 
+def test_a_load_that_failed_is_not_also_said_to_have_been_too_little() -> None:
+    record = record_of(world())
+    record.promises = [Promise("messages_per_session_out", 20, 1.0, REUSE), Promise("refused_messages", 300, 80.0)]
+    record.incidents.append(Incident("load", "550 no"))
+    failed, short = verdict.judge(record).reasons
+    assert failed == "the load failed: 550 no"
+    assert "messages per outbound session; there were 1.0" in short
+
+
 def test_nothing_seen_is_never_clean() -> None:
     empty = verdict.judge(blank())
     assert empty.verdict == "inconclusive"
