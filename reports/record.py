@@ -12,6 +12,8 @@ from typing import Literal
 
 import msgspec
 
+from reports import output
+
 SCHEMA = 1
 DOSES_PER_ROUND = 16  # equal ones make a round of the memory phase; the next round's are twice as large
 
@@ -352,11 +354,9 @@ class RunRecord(msgspec.Struct):
 
 
 def save(record: RunRecord, path: Path) -> None:
-    """Write `record` as JSON, whole or not at all. Raises RecordError."""
-    partial = path.with_name(path.name + ".partial")
+    """Write `record` as JSON, whole or not at all (`output`). Raises RecordError."""
     try:
-        partial.write_bytes(msgspec.json.encode(record) + b"\n")
-        partial.replace(path)
+        output.write(path, msgspec.json.encode(record) + b"\n")
     except OSError as error:
         raise RecordError(f"{path}: cannot write the record: {error.strerror}") from error
 

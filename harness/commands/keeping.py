@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from datetime import datetime
 from pathlib import Path
 
+from reports import output
 from reports.record import RunRecord, save
 
 
@@ -26,12 +29,30 @@ def check_writable(path: Path) -> None:
     """An hour of load whose record cannot be written is an hour lost: find out first. Raises OSError."""
     if path.is_dir():
         raise IsADirectoryError(f"{path}: cannot write there: is a directory")
-    partial = path.with_name(path.name + ".partial")
     try:
+        if output.is_standard(path):
+            return
+        if output.is_direct(path):  # it is not opened: nobody may read that pipe yet
+            if not os.access(path, os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            return
+        partial = output.partial(path)
         partial.touch()
         partial.unlink()
     except OSError as error:
         raise OSError(f"{path}: cannot write there: {error.strerror}") from error
+
+
+def check_apart(paths: dict[str, Path], record: Path | None = None) -> None:
+    """That all can be written, and none takes the place of another, or of the record that is read. Raises OSError."""
+    names = {} if record is None else {os.path.realpath(record): "the record"}
+    for name, path in paths.items():
+        check_writable(path)
+        if output.is_direct(path) and not output.is_standard(path):
+            continue  # a device takes as much as one likes
+        where = str(output.STANDARD) if output.is_standard(path) else os.path.realpath(path)
+        if (other := names.setdefault(where, name)) != name:
+            raise OSError(f"{path}: {name} would take the place of {other}")
 
 
 def keep(result: RunRecord, directory: Path, record: Path | None = None) -> Path:
@@ -42,4 +63,6 @@ def keep(result: RunRecord, directory: Path, record: Path | None = None) -> Path
     save(result, directory / "record.json")
     if record is not None:
         save(result, record)
-    return record or directory / "record.json"
+    if record is None or output.is_standard(record):
+        return directory / "record.json"
+    return record

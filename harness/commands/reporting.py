@@ -13,7 +13,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from reports import html, junit, markdown, terminal
+from harness.commands import keeping
+from reports import html, junit, markdown, output, terminal
 from reports.record import RecordError, RunRecord, load, save
 
 USAGE = 2
@@ -36,6 +37,15 @@ class Files:
     def chosen(self) -> dict[str, Path]:
         return {name: path for name, path in vars(self).items() if path is not None}
 
+    def options(self) -> dict[str, Path]:
+        """By what chooses them on the command line."""
+        return {f"--{name}": path for name, path in self.chosen().items()}
+
+    @property
+    def take_output(self) -> bool:
+        """One of them is standard output: nothing else is to be printed there."""
+        return any(map(output.is_standard, self.chosen().values()))
+
 
 def write(record: RunRecord, files: Files) -> None:
     """Raises OSError or RecordError for what cannot be written."""
@@ -43,9 +53,7 @@ def write(record: RunRecord, files: Files) -> None:
         if name == "json":
             save(record, path)
         else:
-            partial = path.with_name(path.name + ".partial")
-            partial.write_text(WRITERS[name](record), encoding="utf-8")
-            partial.replace(path)
+            output.write(path, WRITERS[name](record).encode(errors="backslashreplace"))
 
 
 def tell_github(record: RunRecord, environment: Mapping[str, str] = os.environ) -> None:
@@ -66,12 +74,14 @@ def run(path: Path, files: Files) -> int:
     """`seatbelt report`: without files the terminal report. Returns 0 or the status of a usage error."""
     try:
         record = load(path)
+        keeping.check_apart(files.options(), path)
         write(record, files)
     except (RecordError, OSError) as error:
         print(f"seatbelt: {error}", file=sys.stderr)
         return USAGE
     if not files.chosen():
         terminal.print_report(record, Console())
-    for name, written in files.chosen().items():
-        print(f"{name:<9} {written}")
+    if not files.take_output:
+        for name, written in files.chosen().items():
+            print(f"{name:<9} {written}")
     return 0

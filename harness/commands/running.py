@@ -37,7 +37,7 @@ from harness.scenario import Scenario
 from harness.targets import Target, TargetError
 from harness.targets import choice as targets
 from reports import baseline as baselines
-from reports import terminal
+from reports import output, terminal
 from reports.baseline import BaselineError
 from reports.record import RecordError, RunRecord, TargetInfo
 
@@ -62,6 +62,16 @@ class Wanted:
     attribution: bool
     quiet: bool
     verbose: bool
+
+    def written(self) -> dict[str, Path]:
+        """What the run writes outside of its directory, by the options."""
+        more = {"--record": self.record, "--history": self.history}
+        return {name: path for name, path in more.items() if path is not None} | self.files.options()
+
+    @property
+    def prints_report(self) -> bool:
+        """Not where standard output is one of the files."""
+        return not (self.files.take_output or (self.record is not None and output.is_standard(self.record)))
 
 
 def run(wanted: Wanted, begun: Callable[[], None] = lambda: None) -> int:
@@ -116,7 +126,7 @@ def run(wanted: Wanted, begun: Callable[[], None] = lambda: None) -> int:
             stay()
     if wanted.baseline is not None:
         try:
-            return comparing.settle(wanted.baseline, result, quiet=wanted.quiet)
+            return comparing.settle(wanted.baseline, result, quiet=wanted.quiet or not wanted.prints_report)
         except BaselineError as error:
             return usage_error(error)
     return OF_VERDICT[result.verdict]
@@ -138,9 +148,7 @@ def _checked(wanted: Wanted) -> Scenario:
     if wanted.options.refuses is not None:
         Policy.parse(wanted.options.refuses)
     _load(wanted, scenario).check()
-    for path in (wanted.record, wanted.history, *wanted.files.chosen().values()):
-        if path is not None:
-            keeping.check_writable(path)
+    keeping.check_apart(wanted.written())
     return scenario
 
 
@@ -161,16 +169,18 @@ def _keep(result: RunRecord, directory: Path, wanted: Wanted) -> Path:
     """Everything that is written and printed of a run; returns the record's path. Raises RecordError, OSError."""
     result.command = _command(sys.argv[1:], wanted.options.seed)
     kept = keeping.keep(result, directory, wanted.record)
+    if wanted.history is not None:
+        append(wanted.history, result, wanted.build)
     reporting.write(result, wanted.files)
     console = Console()
-    if wanted.quiet:
+    if not wanted.prints_report:
+        pass
+    elif wanted.quiet:
         console.print(terminal.headline(result), soft_wrap=True)
     else:
         terminal.print_report(result, console)
         console.print(f"record  {kept}", soft_wrap=True, highlight=False)
     reporting.tell_github(result)
-    if wanted.history is not None:
-        append(wanted.history, result, wanted.build)
     return kept
 
 

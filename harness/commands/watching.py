@@ -12,7 +12,7 @@ from pathlib import Path
 import typer
 from rich.console import Console
 
-from harness.commands import reporting
+from harness.commands import keeping, reporting
 from harness.commands.progress import progress
 from harness.interruption import terminated_as_interrupted
 from harness.run.plan import PROFILES
@@ -46,6 +46,7 @@ def run(
             raise TargetError(f"{target.version} listens nowhere: there are no connections to count; use --by time")
         path = history or DIRECTORY / f"watch-{_slug(what)}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
+        keeping.check_apart({"--history": path, **files.options()})
         with progress(quiet=quiet, verbose=verbose) as show, terminated_as_interrupted():
             soak = Soak(target, path, show, profile=PROFILES[profile], by=by, first_dose=every or FIRST_DOSE[by])
             if not quiet:
@@ -55,7 +56,8 @@ def run(
     except (TargetError, HistoryError, RecordError, OSError) as error:
         print(f"seatbelt: {error}", file=sys.stderr)
         return USAGE
-    _print(record, path, quiet=quiet)
+    if not files.take_output:
+        _print(record, path, quiet=quiet)
     return EXIT_STATUS[record.verdict]
 
 
