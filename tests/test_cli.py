@@ -16,7 +16,9 @@ import pytest
 from typer.testing import CliRunner
 
 from harness.cli import app
-from reports.record import load
+from harness.commands.status import OF_VERDICT
+from reports.record import load, save
+from tests.reports.drawn import record
 
 SEATBELT = Path(sys.executable).with_name("seatbelt")
 
@@ -25,6 +27,18 @@ def seatbelt(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [SEATBELT, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=150, check=False
     )
+
+
+def to_nobody(*words: str, cwd: Path, stderr: int = subprocess.PIPE) -> subprocess.CompletedProcess[str]:
+    """With a standard output whose reader is gone."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        return subprocess.run(
+            [SEATBELT, *words], cwd=cwd, stdout=writer, stderr=stderr, text=True, timeout=150, check=False
+        )
+    finally:
+        os.close(writer)
 
 
 def test_it_says_its_version(tmp_path: Path) -> None:
@@ -159,3 +173,64 @@ def test_ctrl_c_stops_everything_and_keeps_a_partial_record(tmp_path: Path) -> N
     record = load(tmp_path / "partial.json")
     assert record.verdict == "inconclusive"
     assert len(record.doses) >= 3
+
+
+# ---- what is printed, and to whom
+
+
+@pytest.mark.parametrize("words", [["list"], ["--help"], ["fds", str(os.getpid())], ["report", "r.json"]])
+def test_a_reader_that_is_gone_changes_no_status(tmp_path: Path, words: list[str]) -> None:
+    save(record(), tmp_path / "r.json")
+    for also in (subprocess.PIPE, subprocess.STDOUT):
+        finished = to_nobody(*words, cwd=tmp_path, stderr=also)
+        assert (finished.returncode, finished.stderr or "") == (0, "")
+
+
+def test_of_a_comparison_nobody_reads_the_status_remains(tmp_path: Path) -> None:
+    clean = record()
+    clean.findings, clean.verdict = [], "clean"
+    save(clean, tmp_path / "clean.json")
+    save(record(), tmp_path / "leak.json")
+    assert to_nobody("compare", "clean.json", "clean.json", cwd=tmp_path).returncode == 0
+    assert to_nobody("compare", "clean.json", "leak.json", cwd=tmp_path).returncode == 1
+
+
+@pytest.mark.parametrize("words", [["list"], ["fds", str(os.getpid())], ["report", "r.json"]])
+def test_a_full_disk_under_standard_output_is_one_clear_line(tmp_path: Path, words: list[str]) -> None:
+    save(record(), tmp_path / "r.json")
+    with Path("/dev/full").open("wb") as full:
+        finished = subprocess.run(
+            [SEATBELT, *words], cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert finished.returncode == 2
+    assert finished.stderr == "seatbelt: standard output: No space left on device\n"
+
+
+def test_a_run_that_nobody_reads_goes_on_and_is_kept(tmp_path: Path) -> None:
+    words = ("run", "-v", "connect-quit", "--no-attribution", "--sessions", "5", "--history", "h.jsonl")
+    finished = to_nobody(*words, "--record", "r.json", cwd=tmp_path, stderr=subprocess.STDOUT)
+    kept = load(tmp_path / "r.json")
+    assert len(kept.doses) >= 3
+    assert finished.returncode == OF_VERDICT[kept.verdict]
+    assert len((tmp_path / "h.jsonl").read_text().splitlines()) == 1
+
+
+def test_a_run_whose_output_has_no_room_is_kept(tmp_path: Path) -> None:
+    words = ("run", "connect-quit", "--no-attribution", "--sessions", "5", "--history", "h.jsonl")
+    with Path("/dev/full").open("wb") as full:
+        finished = subprocess.run(
+            [SEATBELT, *words], cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert finished.returncode == 2
+    assert finished.stderr == "seatbelt: standard output: No space left on device\n"
+    assert len((tmp_path / "h.jsonl").read_text().splitlines()) == 1
+    assert list(tmp_path.glob("runs/*/record.json"))
+
+
+@pytest.mark.parametrize("error", ["BrokenPipeError(32, 'a socket')", "EOFError()"])
+def test_a_broken_pipe_that_nobody_caught_is_no_finding(error: str) -> None:
+    broken = f"import sys\ndef end(*a): raise {error}\n"
+    broken += "import typer; typer.echo = end; sys.argv = ['seatbelt', 'list']; import harness.cli as c; c.main()"
+    finished = subprocess.run([sys.executable, "-c", broken], capture_output=True, text=True, check=False)
+    assert finished.returncode == 3
+    assert "a fault of Seatbelt" in finished.stderr

@@ -2,10 +2,13 @@
 
 Exit status: 0 clean · 1 a finding · 2 usage or configuration · 3 inconclusive. Heavy imports wait until a command
 needs them, so that `--help` answers at once.
+
+A reader that is gone, as after `| head`, changes no exit status; where standard output cannot be written, it is 2.
 """
 
 from __future__ import annotations
 
+import errno
 import sys
 import traceback
 from typing import Annotated
@@ -14,13 +17,15 @@ import typer
 
 from harness import __version__
 from harness.cli import judging, records, tools
-from harness.commands.status import INCONCLUSIVE, USAGE
+from harness.cli.streams import Streams
+from harness.commands.status import CLEAN, FINDING, INCONCLUSIVE, USAGE, usage_error
 
 BISECTION_ENDS = 128  # for `git bisect run` the 2 of a wrong option is a bad commit
 
 app = typer.Typer(
     name="seatbelt",
-    epilog="Exit status: 0 clean, 1 a finding, 2 usage or configuration error, 3 inconclusive.",
+    epilog="Exit status: 0 clean, 1 a finding, 2 usage or configuration error, 3 inconclusive. "
+    "A closed pipe changes none.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -60,13 +65,35 @@ app.command()(tools.mx)
 
 
 def main() -> None:
+    streams = Streams()
+    status = _status()
+    if failure := streams.failure():
+        status = usage_error(failure)
+    if status == USAGE and sys.argv[1:2] == ["ab"]:
+        status = BISECTION_ENDS
+    raise SystemExit(status)
+
+
+def _status() -> int | str | None:
+    """What the command ends with: 1 only where it said so itself."""
     try:
         app()
     except SystemExit as end:
-        if end.code == USAGE and sys.argv[1:2] == ["ab"]:
-            raise SystemExit(BISECTION_ENDS) from None
-        raise
+        cause = end.__context__
+        # Typer makes a 1 of every broken pipe and end of file that nobody has caught.
+        if end.code != FINDING or not isinstance(cause, OSError | typer.Abort):
+            return end.code
+        return _fault(cause)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):  # then nothing that was begun can go on
+            return usage_error(error.strerror if error.filename is None else f"{error.filename}: {error.strerror}")
+        return _fault(error)
     except Exception as error:  # noqa: BLE001 - Python's own status for it is 1, which would be a finding
-        traceback.print_exc()
-        print(f"seatbelt: a fault of Seatbelt, which proves nothing of the server: {error!r}", file=sys.stderr)
-        raise SystemExit(INCONCLUSIVE) from None
+        return _fault(error)
+    return CLEAN
+
+
+def _fault(error: BaseException) -> int:
+    traceback.print_exception(error)
+    print(f"seatbelt: a fault of Seatbelt, which proves nothing of the server: {error!r}", file=sys.stderr)
+    return INCONCLUSIVE
