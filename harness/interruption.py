@@ -1,6 +1,7 @@
-"""interruption: Ctrl-C, and SIGTERM of a service manager or a CI job, leave a record and no process.
+"""interruption: Ctrl-C, SIGTERM of a service manager or a CI job, SIGHUP of a terminal that is closed: each leaves a
+record and no process.
 
-Owns: the two signals, for as long as a context lasts. Never: decides what an interrupt means.
+Owns: these signals, for as long as a context lasts. Never: decides what an interrupt means.
 
 A thread that is not the main one gets no signals, and has nothing to do here.
 """
@@ -16,13 +17,18 @@ from typing import Any, Self
 
 _Handler = Callable[[int, FrameType | None], Any] | int | signal.Handlers | None
 
-_BOTH = (signal.SIGINT, signal.SIGTERM)
+
+def _interrupts() -> tuple[signal.Signals, ...]:
+    """Who was started by nohup(1) has SIGHUP ignored, and wants it to stay so."""
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        return signal.SIGINT, signal.SIGTERM
+    return signal.SIGINT, signal.SIGTERM, signal.SIGHUP
 
 
 @contextmanager
 def terminated_as_interrupted() -> Iterator[None]:
-    """Either raises KeyboardInterrupt, also where a shell has started us in the background with SIGINT ignored."""
-    before = {number: signal.signal(number, signal.default_int_handler) for number in _BOTH}
+    """Each raises KeyboardInterrupt, also where a shell has started us in the background with SIGINT ignored."""
+    before = {number: signal.signal(number, signal.default_int_handler) for number in _interrupts()}
     try:
         yield
     finally:
@@ -36,7 +42,7 @@ def uninterrupted() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in _BOTH}
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in _interrupts()}
     try:
         yield
     finally:
@@ -55,7 +61,7 @@ class Held:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._wait) for number in _BOTH}
+            self._before = {number: signal.signal(number, self._wait) for number in _interrupts()}
         return self
 
     def __exit__(

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM at any moment of a start: a record, status 3, and no process."""
+"""Ctrl-C, SIGTERM and SIGHUP at any moment of a start: a record, status 3, and no process."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ class Run:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # also where nohup runs the tests
         )
 
     def imports(self) -> bool:
@@ -93,7 +94,7 @@ class Run:
         return self.process.returncode, printed + complaint, load(path)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize(
     "moment",
     [
@@ -140,6 +141,16 @@ def test_what_is_held_comes_afterwards_or_when_it_is_released() -> None:
     with pytest.raises(KeyboardInterrupt):
         hold(release=True)
     assert done == ["begun", "ended", "begun"]
+
+
+def test_a_hangup_that_is_ignored_stays_so() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with terminated_as_interrupted(), Held():
+            signal.raise_signal(signal.SIGHUP)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_an_error_is_told_instead_of_what_is_held() -> None:

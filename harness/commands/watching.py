@@ -38,7 +38,7 @@ def run(
     quiet: bool,
     verbose: bool,
 ) -> int:
-    """The exit status. The history is written in any case, Ctrl-C and SIGTERM included."""
+    """The exit status. The history is written in any case, Ctrl-C, SIGTERM and SIGHUP included."""
     try:
         target = Attached(what)
         by = by or usual(target)

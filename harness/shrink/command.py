@@ -1,6 +1,6 @@
 """What `seatbelt shrink` does: the smallest dialogue that still leaks, as a dialog file and as a script.
 
-Ctrl-C, SIGTERM and the end of the time leave the best so far.
+Ctrl-C, SIGTERM, SIGHUP and the end of the time leave the best so far.
 """
 
 from __future__ import annotations
