@@ -67,7 +67,7 @@ def test_a_mistake_is_one_clear_line_and_status_2(tmp_path: Path, arguments: lis
     assert finished.stdout == ""
 
 
-@pytest.mark.parametrize("option", ["--command", "--server", "--attach"])
+@pytest.mark.parametrize("option", ["--command", "--server", "--attach", "--target", "--runs"])
 def test_an_unset_variable_of_the_shell_is_not_the_embedded_server(option: str) -> None:
     finished = CliRunner().invoke(app, ["run", option, ""])
     assert finished.exit_code == 2
@@ -234,3 +234,14 @@ def test_a_broken_pipe_that_nobody_caught_is_no_finding(error: str) -> None:
     finished = subprocess.run([sys.executable, "-c", broken], capture_output=True, text=True, check=False)
     assert finished.returncode == 3
     assert "a fault of Seatbelt" in finished.stderr
+
+
+def test_a_path_that_is_no_text_loses_no_run(tmp_path: Path) -> None:
+    runs = tmp_path / os.fsdecode(b"b\xff\xfe")
+    words = ("run", "connect-quit", "--no-attribution", "--sessions", "5", "--runs", runs, "--record", runs / "r.json")
+    runs.mkdir()
+    finished = subprocess.run([SEATBELT, *words], cwd=tmp_path, capture_output=True, text=True, check=False)
+    kept = load(runs / "r.json")
+    assert finished.returncode == OF_VERDICT[kept.verdict], finished.stderr
+    assert r"b\udcff\udcfe" in kept.command
+    assert finished.stderr == ""

@@ -38,7 +38,9 @@ class By(enum.StrEnum):
 
 def run(
     scenario: Scenario = "rejected-reuse",
-    target: Annotated[str | None, typer.Option(help="see `seatbelt list targets`; embedded, if nothing else")] = None,
+    target: Annotated[
+        str | None, typer.Option(callback=not_empty, help="see `seatbelt list targets`; embedded, if nothing else")
+    ] = None,
     attach: Annotated[
         str | None,
         typer.Option(metavar="PID|:PORT|UNIT", callback=not_empty, help="a server that runs already, as the target"),

@@ -23,7 +23,6 @@ Sessions = Annotated[int | None, typer.Option(min=1, help="units of work in the 
 Refuses = Annotated[
     str | None, typer.Option("--mx", metavar="POLICY", help="what the remote MX refuses, as `rcpt=450`")
 ]
-Runs = Annotated[Path, typer.Option(metavar="DIR", help="where run directories are kept")]
 Html = Annotated[Path | None, typer.Option(metavar="FILE.html", help="write the report as a page")]
 Junit = Annotated[Path | None, typer.Option(metavar="FILE.xml", help="write it as JUnit XML")]
 Markdown = Annotated[Path | None, typer.Option(metavar="FILE.md", help="write it for a pull request")]
@@ -40,3 +39,12 @@ def not_empty(given: str | None) -> str | None:
     if given is not None and not given.strip():
         raise typer.BadParameter("it is empty")
     return given
+
+
+def _directory(given: str | Path) -> Path:
+    """Looked at before it is a path: the empty one is the current directory. A default is a path already."""
+    not_empty(str(given))
+    return Path(given)
+
+
+Runs = Annotated[Path, typer.Option(metavar="DIR", parser=_directory, help="where run directories are kept")]
