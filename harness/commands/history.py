@@ -31,14 +31,12 @@ def run(path: Path, add: Path | None, build: str, *, every: bool) -> int:
     """Returns the exit status. `every`: series without a change are printed too."""
     try:
         if add is not None:
-            append(path, load(add), build)
-        with path.open("rb") as file:
-            entries = history.read(file)
-    except (RecordError, OSError) as error:
+            record = load(add)
+            check(path)
+            append(path, record, build)
+        entries = _read(path)
+    except (RecordError, HistoryError, OSError) as error:
         print(f"seatbelt: {error}", file=sys.stderr)
-        return USAGE
-    except HistoryError as error:
-        print(f"seatbelt: {path}: {error}", file=sys.stderr)
         return USAGE
     console = Console(highlight=False, markup=False, emoji=False)
     for same in history.kinds(entries).values():
@@ -46,13 +44,29 @@ def run(path: Path, add: Path | None, build: str, *, every: bool) -> int:
     return PRINTED
 
 
+def check(path: Path) -> None:
+    """What is there must be a history, if a line is to be added. Raises OSError, HistoryError."""
+    if path.is_file():
+        _read(path)
+
+
+def _read(path: Path) -> list[Entry]:
+    with path.open("rb") as file:
+        try:
+            return history.read(file)
+        except HistoryError as error:
+            raise HistoryError(f"{path}: {error}") from error
+
+
 def append(path: Path, record: RunRecord, build: str) -> None:
     """One line more, whole or not at all, also when runs that end together add theirs. Raises OSError."""
     text = history.line(history.entry(record, build or _build() or record.began))
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         before = os.fstat(descriptor).st_size
+        if before and os.pread(descriptor, 1, before - 1) != b"\n":  # an editor, or a copy, left the last line open
+            text = b"\n" + text
         if os.write(descriptor, text) < len(text):
             os.ftruncate(descriptor, before)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))

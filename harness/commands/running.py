@@ -9,7 +9,6 @@ from __future__ import annotations
 # broken off by Ctrl-C, Python cannot make it again.
 import asyncio  # noqa: F401
 import os
-import shlex
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
@@ -21,7 +20,7 @@ from rich.console import Console
 from harness import isolation
 from harness import scenario as scenarios
 from harness.commands import comparing, keeping, reporting
-from harness.commands.history import append
+from harness.commands import history as histories
 from harness.commands.live import Live, stay
 from harness.commands.progress import progress
 from harness.commands.status import OF_VERDICT, usage_error
@@ -39,6 +38,7 @@ from harness.targets import choice as targets
 from reports import baseline as baselines
 from reports import output, terminal
 from reports.baseline import BaselineError
+from reports.history import HistoryError
 from reports.record import RecordError, RunRecord, TargetInfo
 
 
@@ -84,7 +84,15 @@ def run(wanted: Wanted, begun: Callable[[], None] = lambda: None) -> int:
         server = _server(wanted, scenario)
         meant = TargetInfo(targets.named(wanted.target, server), defects=list(server.defects))
         directory = keeping.run_directory(wanted.runs, scenario.name)
-    except (scenarios.ScenarioError, PolicyError, TargetError, LoadError, BaselineError, OSError) as error:
+    except (
+        scenarios.ScenarioError,
+        PolicyError,
+        TargetError,
+        LoadError,
+        BaselineError,
+        HistoryError,
+        OSError,
+    ) as error:
         return usage_error(error)
     design = Design(scenario, _not_chosen, directory, wanted.options, meant=meant)
     board = wanted.board or (directory / "live.json" if wanted.load.web else None)
@@ -149,6 +157,8 @@ def _checked(wanted: Wanted) -> Scenario:
         Policy.parse(wanted.options.refuses)
     _load(wanted, scenario).check()
     keeping.check_apart(wanted.written())
+    if wanted.history is not None:
+        histories.check(wanted.history)
     return scenario
 
 
@@ -170,7 +180,7 @@ def _keep(result: RunRecord, directory: Path, wanted: Wanted) -> Path:
     result.command = _command(sys.argv[1:], wanted.options.seed)
     kept = keeping.keep(result, directory, wanted.record)
     if wanted.history is not None:
-        append(wanted.history, result, wanted.build)
+        histories.append(wanted.history, result, wanted.build)
     reporting.write(result, wanted.files)
     console = Console()
     if not wanted.prints_report:
@@ -190,7 +200,7 @@ def _command(arguments: list[str], seed: int) -> str:
     words = ["seatbelt", *(word for word in arguments if not word.startswith(("--load-pipes=", "--board=")))]
     if not any(word == "--seed" or word.startswith("--seed=") for word in words):
         words += ["--seed", str(seed)]
-    return shlex.join(words)
+    return keeping.command(words)
 
 
 def _tell_page(url: str) -> None:

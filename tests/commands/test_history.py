@@ -141,3 +141,24 @@ def test_a_file_that_is_none_is_one_clear_line(tmp_path: Path) -> None:
         assert result.exit_code == 2
         assert said in result.output
         assert len(result.output.splitlines()) == 1
+
+
+def test_a_last_line_without_an_end_is_ended_first(tmp_path: Path) -> None:
+    path = tmp_path / "h.jsonl"
+    command.append(path, record(), "one")
+    path.write_bytes(path.read_bytes().rstrip(b"\n"))
+    save(record(), tmp_path / "r.json")
+    assert "2 runs, one to two" in told(path, "--add", str(tmp_path / "r.json"), "--build", "two")
+    assert path.read_bytes().count(b"\n") == 2
+
+
+def test_to_what_is_no_history_nothing_is_added(tmp_path: Path) -> None:
+    path = tmp_path / "h.jsonl"
+    path.write_text("my notes")
+    save(record(), tmp_path / "r.json")
+    for words in (["history", str(path), "--add", str(tmp_path / "r.json")], ["run", "--history", str(path)]):
+        result = CliRunner().invoke(app, words)
+        assert result.exit_code == 2
+        assert f"{path}: line 1: not a run of a history" in result.output
+        assert len(result.output.splitlines()) == 1
+    assert path.read_text() == "my notes"
