@@ -6,7 +6,6 @@ and more ends the bisection: whoever typed a name wrong must not learn that ever
 
 from __future__ import annotations
 
-import shlex
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -206,7 +205,7 @@ def _record(name: str, build: Build, scenario: Scenario, directory: Path, wanted
             record = Experiment(Design(scenario, build, where, options, told)).run()
     except (TargetError, LoadError, RemoteMXError) as error:
         raise _Skip(f"{name} does not start: {error}") from error
-    record.command = shlex.join(["seatbelt", *sys.argv[1:]])
+    record.command = keeping.command(["seatbelt", *sys.argv[1:]])
     keeping.keep(record, where)
     if record.was_interrupted:
         raise KeyboardInterrupt

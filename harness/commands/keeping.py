@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 import shutil
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -23,6 +25,11 @@ def run_directory(runs: Path, name: str) -> Path:
             continue
         return directory.resolve()
     raise OSError(f"{runs}: no free name for a run directory")
+
+
+def command(words: Sequence[str]) -> str:
+    """As a shell takes it; bytes of an argument that are no text are escaped, or no record could have them."""
+    return shlex.join(words).encode(errors="backslashreplace").decode()
 
 
 def check_writable(path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 import time
 from pathlib import Path
@@ -12,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from harness import __version__, scenario
+from harness.commands import keeping
 from harness.interruption import terminated_as_interrupted
 from harness.score import runner
 from harness.score.cases import cases
@@ -69,7 +69,7 @@ def run(
         seatbelt=__version__,
         jobs=jobs,
         seconds=earlier.seconds + time.monotonic() - began,
-        command=shlex.join(["seatbelt", *sys.argv[1:]]),
+        command=keeping.command(["seatbelt", *sys.argv[1:]]),
     )
     wide = Console()
     if not wide.is_terminal:
