@@ -245,3 +245,26 @@ def test_a_path_that_is_no_text_loses_no_run(tmp_path: Path) -> None:
     assert finished.returncode == OF_VERDICT[kept.verdict], finished.stderr
     assert r"b\udcff\udcfe" in kept.command
     assert finished.stderr == ""
+
+
+def test_a_full_disk_during_a_run_is_one_line(tmp_path: Path) -> None:
+    """As its agent's directory would meet it."""
+    full = (
+        "import sys, harness.probes.agent as agent, harness.cli as c\n"
+        "def ask(*_, **__): raise OSError(28, 'No space left on device')\n"
+        "agent.ask = ask\n"
+        "sys.argv = ['seatbelt', 'run', '-q', 'connect-quit', '--no-attribution', '--sessions', '5']\n"
+        "c.main()\n"
+    )
+    finished = subprocess.run(
+        [sys.executable, "-c", full], cwd=tmp_path, capture_output=True, text=True, timeout=150, check=False
+    )
+    assert finished.returncode == 2
+    assert finished.stderr == "seatbelt: No space left on device\n"
+
+
+@pytest.mark.parametrize("columns", ["0", "", "80"])
+def test_a_terminal_of_no_width_is_told_the_report(tmp_path: Path, columns: str) -> None:
+    save(record(), tmp_path / "r.json")
+    told = subprocess.check_output([SEATBELT, "report", tmp_path / "r.json"], env={**os.environ, "COLUMNS": columns})
+    assert b"LEAK: transfer keeps" in told

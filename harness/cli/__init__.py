@@ -9,6 +9,7 @@ A reader that is gone, as after `| head`, changes no exit status; where standard
 from __future__ import annotations
 
 import errno
+import os
 import sys
 import traceback
 from typing import Annotated
@@ -65,6 +66,8 @@ app.command()(tools.mx)
 
 
 def main() -> None:
+    if not os.environ.get("COLUMNS", "").strip("0"):
+        os.environ.pop("COLUMNS", None)  # at a width of 0, which some terminals say, rich prints nothing
     streams = Streams()
     status = _status()
     if failure := streams.failure():
