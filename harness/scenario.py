@@ -224,7 +224,7 @@ def _execute(path: Path) -> ModuleType:
         spec.loader.exec_module(module)
     except SyntaxError as error:
         raise ScenarioError(f"{path}:{error.lineno}: {error.msg}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # whoever ends the process ends a run that was never made
         lines = [
             frame.lineno
             for frame in traceback.extract_tb(error.__traceback__)

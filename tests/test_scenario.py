@@ -122,6 +122,7 @@ def test_an_unknown_name_is_answered_with_the_nearest_and_all() -> None:
         ("x = 1\ndef (:\n", r"own\.py:2: "),
         ("x = 1\n\nimport nothing_of_that_name\n", r"own\.py:3: ModuleNotFoundError"),
         ("raise KeyError('broken')\n", r"own\.py:1: KeyError"),
+        ("raise SystemExit(0)\n", r"own\.py:1: SystemExit: 0"),
     ],
 )
 def test_a_file_that_is_no_scenario_is_named_with_the_line(tmp_path: Path, text: str, complaint: str) -> None:
