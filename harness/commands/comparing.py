@@ -97,9 +97,12 @@ def _day(reason: str | None, until: str | None, baseline: Path | None) -> date |
     if not reason.strip():
         raise ValueError("--accept: the reason is empty; say why it is accepted")
     try:
-        return date.fromisoformat(until)
+        day = date.fromisoformat(until)
     except ValueError as error:
         raise ValueError(f"--until {until}: not a date; write it as 2027-01-31") from error
+    if day < datetime.now(UTC).date():
+        raise ValueError(f"--until {until}: that day is over, and nothing would be accepted")
+    return day
 
 
 def told(pair: Pair) -> str:

@@ -141,6 +141,7 @@ def test_a_bad_baseline_is_one_line_with_file_and_key(tmp_path: Path, text: str,
         ["--until", "2027-01-01"],
         ["--accept", "x", "--until", "2027-01-01"],
         ["--accept", "x", "--until", "soon", "--baseline", "b"],
+        ["--accept", "x", "--until", "2000-01-01", "--baseline", "b"],
     ],
 )
 def test_options_that_do_not_go_together(tmp_path: Path, options: list[str]) -> None:
