@@ -86,7 +86,7 @@ def read(lines: Iterable[bytes]) -> list[Entry]:
     for number, text in enumerate(lines, 1):
         try:
             entries.append(decode(text))
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, RecursionError) as error:
             raise HistoryError(f"line {number}: not a run of a history: {error}") from error
     return entries
 

@@ -372,7 +372,7 @@ def load(path: Path) -> RunRecord:
         record = msgspec.json.decode(path.read_bytes(), type=RunRecord)
     except OSError as error:
         raise RecordError(f"{path}: cannot read the record: {error.strerror}") from error
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise RecordError(f"{path}: not a run record: {error}") from error
     if record.schema != SCHEMA:
         raise RecordError(f"{path}: schema {record.schema}; this Seatbelt reads schema {SCHEMA}")

@@ -93,7 +93,7 @@ def load(path: Path) -> Score:
         return msgspec.json.decode(path.read_bytes(), type=Score)
     except OSError as error:
         raise RecordError(f"{path}: cannot read the score: {error.strerror}") from error
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise RecordError(f"{path}: not a score: {error}") from error
 
 

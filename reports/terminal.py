@@ -186,12 +186,13 @@ def _kernel(record: RunRecord) -> Iterator[tuple[str, str]]:
     files that are gone, which it may drop at any time, are among it.
     """
     told = [dose for dose in record.doses if dose.phase != "warm-up" and dose.snapshot.kernel is not None]
-    if len(told) < 2:
+    units = sum(dose.units for dose in told[1:])
+    if not units:
         return
     first, last = told[0].snapshot.kernel, told[-1].snapshot.kernel
     assert first is not None
     assert last is not None
-    each = number((last.total - first.total) / sum(dose.units for dose in told[1:]))
+    each = number((last.total - first.total) / units)
     yield (
         "kernel",
         f"holds {first.total / 1e6:.1f} MB for these processes at the first judged rest, {last.total / 1e6:.1f} MB at "

@@ -70,7 +70,7 @@ class ChosenLoad:
 def address(text: str, option: str) -> tuple[str, int]:
     """(host, port) of HOST:PORT. Raises LoadError."""
     host, _, port = text.rpartition(":")
-    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+    if not host or not port.isascii() or not port.isdecimal() or not 0 < int(port) < 65536:
         raise LoadError(f"{option} {text}: give HOST:PORT, as in 192.0.2.1:5557")
     return host.removeprefix("[").removesuffix("]"), int(port)
 

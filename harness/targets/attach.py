@@ -115,7 +115,7 @@ class Attached:
 
 def locate(what: str) -> Found:
     """Raises TargetError when there is no such process, or we may not look into it."""
-    if what.isdigit():
+    if what.isascii() and what.isdecimal():
         pid = int(what)
     elif what.startswith(":"):
         pid = _listener(_port(what))
@@ -134,7 +134,7 @@ def _port(what: str) -> int:
     """Of `:PORT`; 0 for all else. Raises TargetError."""
     if not what.startswith(":"):
         return 0
-    if not what[1:].isdigit() or not 0 < int(what[1:]) < 65536:
+    if not what.isascii() or not what[1:].isdecimal() or not 0 < int(what[1:]) < 65536:
         raise TargetError(f"{what!r} is no port; write it as :25")
     return int(what[1:])
 

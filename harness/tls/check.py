@@ -60,6 +60,10 @@ def address_of(server: str) -> tuple[str, int]:
     host, colon, port = server.rpartition(":")
     if not colon or not host or not port.isdecimal() or not 0 < int(port) < 65536:
         raise CheckError(f"{server!r} is not HOST:PORT, as in mail.example.org:587")
+    try:
+        host.encode("idna")
+    except UnicodeError as error:
+        raise CheckError(f"{host!r} is no host name: {error.__cause__ or error}") from error
     return host.strip("[]"), int(port)
 
 

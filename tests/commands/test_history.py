@@ -152,13 +152,14 @@ def test_a_last_line_without_an_end_is_ended_first(tmp_path: Path) -> None:
     assert path.read_bytes().count(b"\n") == 2
 
 
-def test_to_what_is_no_history_nothing_is_added(tmp_path: Path) -> None:
+@pytest.mark.parametrize("notes", ["my notes", '{"kept": ' + "[" * 100_000], ids=["notes", "deep"])
+def test_to_what_is_no_history_nothing_is_added(tmp_path: Path, notes: str) -> None:
     path = tmp_path / "h.jsonl"
-    path.write_text("my notes")
+    path.write_text(notes)
     save(record(), tmp_path / "r.json")
     for words in (["history", str(path), "--add", str(tmp_path / "r.json")], ["run", "--history", str(path)]):
         result = CliRunner().invoke(app, words)
         assert result.exit_code == 2
         assert f"{path}: line 1: not a run of a history" in result.output
         assert len(result.output.splitlines()) == 1
-    assert path.read_text() == "my notes"
+    assert path.read_text() == notes

@@ -48,7 +48,13 @@ def test_without_a_file_the_report_goes_to_the_terminal(kept: Path) -> None:
 
 
 def test_what_is_no_record_and_what_cannot_be_written_is_one_line(kept: Path, tmp_path: Path) -> None:
-    for arguments in ([str(tmp_path / "none.json")], [str(kept), "--html", str(tmp_path / "no" / "page.html")]):
+    deep = tmp_path / "deep.json"
+    deep.write_text('{"mail": ' + "[" * 100_000)
+    for arguments in (
+        [str(tmp_path / "none.json")],
+        [str(deep)],
+        [str(kept), "--html", str(tmp_path / "no" / "page.html")],
+    ):
         done = CliRunner().invoke(app, ["report", *arguments])
         assert done.exit_code == 2
         assert len(done.stderr.splitlines()) == 1

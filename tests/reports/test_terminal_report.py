@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+from copy import deepcopy
 from itertools import pairwise
 
 import pytest
@@ -8,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
+from reports import html, junit, markdown, terminal
 from reports import record as records
-from reports import terminal
 from reports.record import (
     Dose,
     Finding,
@@ -22,6 +23,7 @@ from reports.record import (
     TargetInfo,
     Work,
 )
+from tests.reports import drawn
 
 UNIT = "refused message"
 ADVICE = "`seatbelt fds PID` lists them while transfer runs. Look at where a transaction ends without reading the file."
@@ -251,3 +253,14 @@ def test_shortening_keeps_both_ends(text: str, columns: int) -> None:
 )
 def test_numbers_are_readable(value: float, text: str) -> None:
     assert terminal.number(value) == text
+
+
+def test_doses_without_work_cost_the_kernel_nothing_for_each() -> None:
+    one = drawn.record()
+    one.work.sessions = 3
+    one.doses = [deepcopy(one.doses[0]) for _ in range(3)]
+    for dose in one.doses:
+        dose.units, dose.phase = 0, "count"
+        dose.snapshot.kernel = records.KernelMemory(1_000_000)
+    for write in (terminal.as_text, html.render, junit.render, markdown.render):
+        assert "MB for these processes" not in write(one)

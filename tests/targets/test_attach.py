@@ -89,6 +89,8 @@ def test_a_shell_is_attached_to_by_its_pid() -> None:
         ("postfix", "no pid, no :PORT and no unit"),
         (":0", "':0' is no port"),
         (":http", "is no port; write it as :25"),
+        (":²", "is no port; write it as :25"),
+        ("²", "is no pid"),
         ("4194305", "no process with pid"),
     ],
 )

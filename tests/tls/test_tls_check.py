@@ -159,3 +159,9 @@ def test_nonsense_is_named_and_nothing_worse(data: bytes) -> None:
 def test_a_hello_names_its_host_only_when_that_is_a_name() -> None:
     assert b"mail.test" in handshake.client_hello(handshake.DHE, bytes(32), "mail.test")
     assert b"127.0.0.1" not in handshake.client_hello(handshake.DHE, bytes(32), "127.0.0.1")
+
+
+@pytest.mark.parametrize("host", ["a..b", "x" * 100])
+def test_what_is_no_host_name_is_one_line(host: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(f"{host}:25", "auto", False) == 2
+    assert capsys.readouterr().err.startswith(f"seatbelt tls: '{host}' is no host name")
