@@ -27,6 +27,7 @@ from typing import Literal
 import msgspec
 import tomlkit
 
+from reports import output
 from reports.compare import RATE_TOLERANCE, Key, key_of
 from reports.record import Finding, RunRecord
 
@@ -159,9 +160,7 @@ def accept(path: Path, record: RunRecord, findings: Sequence[Finding], reason: s
             table = tomlkit.table()
             table.update(entry)
             tables.append(table)
-    partial = path.with_name(path.name + ".partial")
     try:
-        partial.write_text(tomlkit.dumps(document))
-        partial.replace(path)
+        output.write(path, tomlkit.dumps(document).encode())
     except OSError as error:
         raise BaselineError(f"{path}: cannot write the baseline: {error.strerror}") from error

@@ -148,3 +148,12 @@ def test_options_that_do_not_go_together(tmp_path: Path, options: list[str]) -> 
     result = seatbelt(kept(tmp_path / "old"), tmp_path / "old", *options)
     assert result.exit_code == 2
     assert len(result.output.splitlines()) == 1
+
+
+def test_a_baseline_may_be_a_link(tmp_path: Path) -> None:
+    clean, leak = kept(tmp_path / "old"), kept(tmp_path / "new", LEAK)
+    link = tmp_path / "known.toml"
+    link.symlink_to("shared.toml")
+    assert seatbelt(clean, leak, "--baseline", link, "--accept", "so", "--until", TOMORROW).exit_code == 0
+    assert link.is_symlink()
+    assert len(tomllib.loads((tmp_path / "shared.toml").read_text())["accepted"]) == 1

@@ -49,7 +49,7 @@ def test_without_a_file_the_report_goes_to_the_terminal(kept: Path) -> None:
 
 def test_what_is_no_record_and_what_cannot_be_written_is_one_line(kept: Path, tmp_path: Path) -> None:
     deep = tmp_path / "deep.json"
-    deep.write_text('{"mail": ' + "[" * 100_000)
+    deep.write_text('{"more": ' + "[" * 100_000)
     for arguments in (
         [str(tmp_path / "none.json")],
         [str(deep)],
