@@ -154,6 +154,8 @@ def _bind_control(sock: socket.socket, path: Path) -> None:
     except FileNotFoundError:
         pass  # the usual case
     except ConnectionRefusedError:
+        if not path.is_socket() or path.is_symlink():  # connect(2) refuses a file of any other kind as well
+            raise StartError(f"smtpd: {path}: is there, and no socket") from None
         path.unlink(missing_ok=True)
     except OSError as error:
         raise StartError(f"smtpd: {path}: {error.strerror or error}") from error

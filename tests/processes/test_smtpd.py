@@ -319,6 +319,22 @@ def test_a_second_daemon_on_the_same_control_socket_is_refused(smtpd: Smtpd, tmp
     assert smtpd.stats()
 
 
+@pytest.mark.parametrize("kind", ["file", "directory", "link"])
+def test_a_control_socket_that_is_no_socket_is_left_alone(tmp_path: Path, kind: str) -> None:
+    path, target = tmp_path / "precious", tmp_path / "target"
+    if kind == "directory":
+        path.mkdir()
+    elif kind == "file":
+        path.write_text("kept")
+    else:
+        target.write_text("kept")
+        path.symlink_to(target)
+    finished = run_smtpd(tmp_path, CONFIGURATION.format(refusing=2525, home=2525), "--socket", str(path))
+    assert (finished.returncode, finished.stderr) == (2, f"smtpd: {path}: is there, and no socket\n")
+    assert path.is_dir() if kind == "directory" else path.read_text() == "kept"
+    assert path.is_symlink() == (kind == "link")
+
+
 def test_tracing_from_the_start_goes_to_the_log(start_smtpd: StartSmtpd, mx: RemoteMX) -> None:
     smtpd = start_smtpd(CONFIGURATION.format(**mx.ports), "-T", "smtp")
     with smtpd.smtp() as client:
