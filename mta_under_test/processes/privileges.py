@@ -12,6 +12,7 @@ import codecs
 import ctypes
 import encodings.idna
 import errno
+import importlib
 import os
 import pwd
 import signal
@@ -24,6 +25,9 @@ from typing import NamedTuple
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NO_NEW_PRIVS = 38
 _LATE_CODECS = ("ascii", "idna", "latin-1", "punycode", "raw_unicode_escape", "unicode_escape", "utf-8", "utf-16-le")
+# What lookup loads when a rule or a new configuration first asks for it. It keeps its root, but Python may be installed
+# where root alone can read.
+_LATE_MODULES = ("psutil", "mta_under_test.tables.sqlite")
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -139,6 +143,8 @@ def load_late_things() -> None:
     """Whatever would be read from disk when it is first used. Before the forks: its memory is shared."""
     for name in _LATE_CODECS:
         codecs.lookup(name)
+    for name in _LATE_MODULES:
+        importlib.import_module(name)
     assert encodings.idna is not None
     time.tzset()
     time.localtime()

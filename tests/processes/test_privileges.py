@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
+import sqlite3
 import stat
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import psutil
@@ -23,6 +25,7 @@ from tests.processes.daemon import CONFIGURATION, Smtpd, until
 from tests.processes.delivery.test_local_delivery import LISTEN, MATCH, at_rest, config
 from tests.processes.local import UID, Place
 
+ROOTS_PYTHON = "from tests.processes import roots_python"
 StartSmtpd = Callable[..., Smtpd]
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root has rights to give up")
 
@@ -78,6 +81,29 @@ def test_mail_comes_and_goes_without_rights(smtpd: Smtpd, mx: RemoteMX) -> None:
     assert smtpd.smtpctl("show", "stats").returncode == 0
     assert smtpd.smtpctl("log", "verbose").returncode == 0
     assert "rror" not in smtpd.log()
+
+
+@root_only
+def test_nothing_is_loaded_any_more_by_those_without_rights(start_smtpd: StartSmtpd, place: Place) -> None:
+    """Python may be installed where root alone can read; what a new configuration needs is there beforehand too."""
+    head = LISTEN + place.userbase("bob") + 'action "local" maildir userbase <users>\n'
+    smtpd = start_smtpd(head + 'match from local for local action "local"\n', change=ROOTS_PYTHON)
+    smtpd.send("bob@localhost")
+    until(lambda: place.mail("bob"), "delivery")
+    with closing(sqlite3.connect(place.root / "domains.sqlite")) as database:
+        database.execute("create table domains (name text)")
+        database.execute("insert into domains values ('here.test')")
+        database.commit()
+    place.file(
+        "sqlite.conf", f"dbpath {place.root}/domains.sqlite\nquery_domain select name from domains where name=?\n"
+    )
+    (smtpd.directory / "smtpd.conf").write_text(
+        f'{head}table domains sqlite:{place.root}/sqlite.conf\nmatch from any for domain <domains> action "local"\n'
+    )
+    assert smtpd.smtpctl("reload").stderr == ""
+    smtpd.send("bob@here.test")
+    until(lambda: len(place.mail("bob")) == 2, "delivery by the new rules")
+    assert "No module" not in smtpd.log()
 
 
 @root_only
