@@ -10,13 +10,14 @@ else) · --resolv-conf the name servers, as resolv.conf(5); `nameserver [127.0.0
 mail exchangers listen, when it is not 25 (not in OpenSMTPD; Postfix's smtp_tcp_port) · --owners log what a session,
 transaction or delivery still holds when it is over (`processes/owner.py`).
 
-Exit status: 0 stopped as asked, or the configuration is valid; 1 a process died; 2 usage, configuration, or a port
-that is taken. smtpd(8) of OpenSMTPD is the model.
+Exit status: 0 stopped as asked, or the configuration is valid; 1 a process died; 2 usage, configuration, a port or spool
+that is taken, too few descriptors. smtpd(8) of OpenSMTPD is the model.
 """
 
 from __future__ import annotations
 
 import argparse
+import fcntl
 import logging
 import logging.handlers
 import os
@@ -60,10 +61,11 @@ def main(argv: Sequence[str] | None = None, births: Mapping[str, parent.Birth] =
             print("configuration OK", file=sys.stderr)
             return 0
         open_store("disk", options.spool).close()  # also where no mail is kept: offline/ is there, and queue's root
+        lock = None if options.queue != "disk" else _lock(options.spool)
         drop = privileges.plan(options.user)
         if drop is not None:
             privileges.own_spool(options.spool, drop.queue)
-        start = replace(_bind_all(config, options, drop), secrets=secrets)
+        start = replace(_bind_all(config, options, drop), secrets=secrets, lock=lock)
     except (ConfigError, TlsError, StartError, ListenError, SpoolError, PrivilegeError) as error:
         print(error, file=sys.stderr)
         return 2
@@ -112,6 +114,25 @@ def _port(text: str) -> int:
         return port_number(text, lowest=1)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _lock(spool: Path) -> int:
+    """Claim the spool for as long as the descriptor is open: of the directory itself, so that nothing is added to it.
+
+    Raises StartError.
+    """
+    try:
+        descriptor = os.open(spool, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise StartError(f"smtpd: {spool}: {error.strerror}") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        taken = isinstance(error, BlockingIOError)
+        reason = "another smtpd has this spool; stop it or choose another --spool" if taken else error.strerror
+        raise StartError(f"smtpd: {spool}: {reason}") from error
+    return descriptor
 
 
 def _bind_all(config: Config, options: argparse.Namespace, drop: Drop | None) -> Start:

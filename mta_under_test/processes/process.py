@@ -73,6 +73,7 @@ class Start:
     mx_port: int = 25  # of mail exchangers, which MX records cannot say
     filters: Mapping[str, FilterProgram] = field(default_factory=dict)  # running programs, for lookup
     owners: bool = False  # say what sessions and transactions fail to let go of (smtpd --owners)
+    lock: int | None = None  # on the spool, parent's alone: a child that outlives it must not keep the next one out
 
     def close_sockets(self) -> None:
         self.control.close()

@@ -335,6 +335,15 @@ def test_a_control_socket_that_is_no_socket_is_left_alone(tmp_path: Path, kind: 
     assert path.is_symlink() == (kind == "link")
 
 
+def test_a_second_daemon_on_the_same_spool_is_refused(smtpd: Smtpd, tmp_path: Path) -> None:
+    finished = run_smtpd(tmp_path, CONFIGURATION.format(refusing=2525, home=2525), "--spool", str(smtpd.spool))
+    assert finished.returncode == 2
+    assert finished.stderr == f"smtpd: {smtpd.spool}: another smtpd has this spool; stop it or choose another --spool\n"
+    assert smtpd.stats()
+    assert smtpd.descriptors("parent").count(str(smtpd.spool)) == 1
+    assert not any(str(smtpd.spool) in smtpd.descriptors(role) for role in ROLES)
+
+
 def test_tracing_from_the_start_goes_to_the_log(start_smtpd: StartSmtpd, mx: RemoteMX) -> None:
     smtpd = start_smtpd(CONFIGURATION.format(**mx.ports), "-T", "smtp")
     with smtpd.smtp() as client:

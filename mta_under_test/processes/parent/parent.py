@@ -198,6 +198,8 @@ def _be(role: str, start: Start, ends: Mapping[str, Sockets], birth: Birth) -> N
             if name != role:
                 for sock in others.values():
                     sock.close()
+        if start.lock is not None:
+            os.close(start.lock)
         if role != "control":
             start.control.close()
         if role != "lookup":
