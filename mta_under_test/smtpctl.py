@@ -65,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         verb, argument = find(options.command)
         with ControlClient(options.socket) as client:
             verb.run(client, argument)
+        print(end="", flush=True)  # here, where a full disk can still be told
     except UsageError as error:
         print(f"smtpctl: {error}", file=sys.stderr)
         return 2
@@ -73,10 +74,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except BrokenPipeError:
         # Whoever read us (head, grep -q) has enough.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
+    except OSError as error:
+        print(f"smtpctl: standard output: {error.strerror or error}", file=sys.stderr)
+        _drop_output()
+        return 1
     except KeyboardInterrupt:
         return 0
     return 0
+
+
+def _drop_output() -> None:
+    """What is left in the buffer goes nowhere: Python would complain of it at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def find(words: Sequence[str]) -> tuple[Verb, str]:

@@ -10,8 +10,8 @@ else) · --resolv-conf the name servers, as resolv.conf(5); `nameserver [127.0.0
 mail exchangers listen, when it is not 25 (not in OpenSMTPD; Postfix's smtp_tcp_port) · --owners log what a session,
 transaction or delivery still holds when it is over (`processes/owner.py`).
 
-Exit status: 0 stopped as asked, or the configuration is valid; 1 a process died; 2 usage, configuration, a port or spool
-that is taken, too few descriptors. smtpd(8) of OpenSMTPD is the model.
+Exit status: 0 stopped as asked, or the configuration is valid; 1 a process died; 2 usage, configuration, a port or a
+spool that is taken, too few descriptors. smtpd(8) of OpenSMTPD is the model.
 """
 
 from __future__ import annotations

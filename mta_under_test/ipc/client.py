@@ -9,14 +9,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
 
-from mta_under_test.ipc.messages import Kind, pack, unpack
+from mta_under_test.ipc.messages import Kind, PayloadError, pack, unpack
 from mta_under_test.wire import imsg
 
 _READ_BYTES = 1 << 16
 
 
 class ControlError(Exception):
-    """No daemon there, no permission, no answer in time, or the daemon's refusal in its own words."""
+    """No daemon there, somebody else, no permission, no answer in time, or the daemon's refusal in its own words."""
 
 
 class Answer(NamedTuple):
@@ -125,7 +125,13 @@ class ControlClient:
                 raise ControlError(f"{self._path}: {error.strerror or error}") from error
             if not data:
                 raise ControlError(f"{self._path}: smtpd closed the connection")
-            for frame in self._decoder.feed(data):
-                descriptor = descriptors.pop(0) if frame.has_descriptor and descriptors else None
-                self._pending.append(Answer(Kind(frame.type), *unpack(frame.payload), descriptor))
+            try:
+                for frame in self._decoder.feed(data):
+                    kind, (integers, text) = Kind(frame.type), unpack(frame.payload)
+                    descriptor = descriptors.pop(0) if frame.has_descriptor and descriptors else None
+                    self._pending.append(Answer(kind, integers, text, descriptor))
+            except (imsg.ImsgError, PayloadError, ValueError) as error:
+                for descriptor in descriptors:
+                    os.close(descriptor)
+                raise ControlError(f"{self._path}: whoever answers is no smtpd: {error}") from error
         return self._pending.pop(0)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
 from mta_under_test import smtpctl
 from mta_under_test.ipc.client import ControlError
-from mta_under_test.ipc.messages import Kind
+from mta_under_test.ipc.messages import Kind, pack
+from mta_under_test.wire import imsg
 from tests.processes.daemon import Smtpd, until
 
 
@@ -74,6 +77,37 @@ def test_without_a_daemon_it_says_so(tmp_path: object) -> None:
     )
     assert finished.returncode == 1
     assert "is smtpd running?" in finished.stderr
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"220 here.test ESMTP\r\n250 not imsg at all\r\n",
+        imsg.encode(imsg.Imsg(9999, pack(()))),
+        imsg.encode(imsg.Imsg(Kind.OK, pack((1, 2))[:-1])),
+    ],
+    ids=["a frame's length", "a kind", "a payload"],
+)
+def test_somebody_else_on_the_socket_is_one_line(tmp_path: Path, said: bytes) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "s"))
+        listener.listen()
+        command = [sys.executable, "-m", "mta_under_test.smtpctl", "--socket", f"{tmp_path}/s", "show", "stats"]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        client, _ = listener.accept()
+        with client:
+            client.sendall(said)
+            out, err = process.communicate(timeout=20)
+    assert (process.returncode, out) == (1, "")
+    assert err.startswith(f"smtpctl: {tmp_path}/s: whoever answers is no smtpd: ")
+    assert len(err.splitlines()) == 1
+
+
+def test_a_full_disk_is_one_line_and_a_failure(lasting_smtpd: Smtpd) -> None:
+    command = [sys.executable, "-m", "mta_under_test.smtpctl", "--socket", str(lasting_smtpd.socket), "show", "stats"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=20, check=False)
+    assert (done.returncode, done.stderr) == (1, "smtpctl: standard output: No space left on device\n")
 
 
 @contextmanager
