@@ -36,7 +36,8 @@ from mta_under_test.wire.submission import (
     offline_text,
 )
 
-EX_OK, EX_USAGE, EX_DATAERR, EX_NOUSER, EX_UNAVAILABLE, EX_CANTCREAT, EX_TEMPFAIL = 0, 64, 65, 67, 69, 73, 75
+EX_OK, EX_USAGE, EX_DATAERR, EX_NOINPUT, EX_NOUSER, EX_UNAVAILABLE = 0, 64, 65, 66, 67, 69
+EX_CANTCREAT, EX_IOERR, EX_TEMPFAIL = 73, 74, 75
 DEFAULT_SPOOL = Path("/var/spool/smtpd")
 TIMEOUT_S = 300.0
 READ_BYTES = 1 << 16
@@ -58,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{name}: nothing to do: tables are read as they are; see `smtpctl update table`", file=sys.stderr)
         return EX_OK
     if arguments[:1] == ["--offline"]:
-        return _status(lambda: _submit_offline(int(arguments[1]), int(arguments[2])))
+        return _status(lambda: _submit_offline(arguments[1:]))
     try:
         pairs, recipients = getopt.gnu_getopt(arguments, _OPTIONS)
     except getopt.GetoptError as error:
@@ -88,7 +89,7 @@ def _status(work: object) -> int:
 
 def _send(path: Path, options: dict[str, str], recipients: Sequence[str]) -> None:
     submission = compose(
-        sys.stdin.buffer.read(),
+        _input(),
         sender=options.get("-f", options.get("-r", _user())).strip("<>"),
         hostname=socket.getfqdn(),
         recipients=recipients,
@@ -100,13 +101,30 @@ def _send(path: Path, options: dict[str, str], recipients: Sequence[str]) -> Non
         session = _session(path)
     except ControlError as error:
         left = leave(submission, Path(os.environ.get("SMTPD_SPOOL", DEFAULT_SPOOL)) / "offline")
-        if "-v" in options:
-            print(f"{error}\nleft in {left}")
-        return
-    with session:
-        said = submit(session, submission)
+        said = f"{error}\nleft in {left}"
+    else:
+        with session:
+            said = submit(session, submission)
     if "-v" in options:
-        print(said)
+        _tell(said)
+
+
+def _input() -> bytes:
+    if sys.stdin is None:  # so Python has it when descriptor 0 is closed
+        raise Failed(EX_NOINPUT, "standard input is closed")
+    try:
+        return sys.stdin.buffer.read()
+    except OSError as error:
+        raise Failed(EX_IOERR, f"standard input: {error.strerror}") from error
+
+
+def _tell(text: str) -> None:
+    """The message is taken by now, and stays so: whoever were told of a failure would send it again."""
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        print(f"sendmail: standard output: {error.strerror}", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python would try again at its end
 
 
 def _session(path: Path) -> socket.socket:
@@ -168,25 +186,47 @@ def _expect(reply: Reply, recipient: str = "") -> None:
 
 def _speak(path: Path) -> None:
     """-bs: standard input and output are the session."""
+    if sys.stdin is None or sys.stdout is None:
+        closed = "input" if sys.stdin is None else "output"
+        raise Failed(EX_NOINPUT if sys.stdin is None else EX_IOERR, f"standard {closed} is closed")
     try:
         session = _session(path)
     except ControlError as error:
         raise Failed(EX_TEMPFAIL, str(error)) from error
-    with session, selectors.DefaultSelector() as selector:
+    with session:
+        try:
+            _relay(session, sys.stdin.fileno(), sys.stdout.fileno())
+        except OSError as error:
+            raise Failed(EX_TEMPFAIL, f"the session with smtpd failed: {error}") from error
+
+
+def _relay(session: socket.socket, source: int, sink: int) -> None:
+    """Until smtpd ends it. Raises OSError when it is the session that fails, Failed for the rest."""
+    with selectors.PollSelector() as selector:  # epoll(7) takes no regular file
         selector.register(session, selectors.EVENT_READ)
-        selector.register(sys.stdin.fileno(), selectors.EVENT_READ)
+        selector.register(source, selectors.EVENT_READ)
         while True:
             for key, _ in selector.select():
                 if key.fileobj is session:
                     data = session.recv(READ_BYTES)
                     if not data:
                         return
-                    durable.write_all(sys.stdout.fileno(), data)
-                elif data := os.read(sys.stdin.fileno(), READ_BYTES):
+                    try:
+                        durable.write_all(sink, data)
+                    except OSError as error:
+                        raise Failed(EX_IOERR, f"standard output: {error.strerror}") from error
+                elif data := _read(source):
                     session.sendall(data)
                 else:
-                    selector.unregister(sys.stdin.fileno())
+                    selector.unregister(source)
                     session.shutdown(socket.SHUT_WR)
+
+
+def _read(source: int) -> bytes:
+    try:
+        return os.read(source, READ_BYTES)
+    except OSError as error:
+        raise Failed(EX_IOERR, f"standard input: {error.strerror}") from error
 
 
 # ---- without a daemon
@@ -205,14 +245,21 @@ def leave(submission: Submission, offline: Path) -> Path:
     return path
 
 
-def _submit_offline(session: int, uid: int) -> None:
+def _submit_offline(arguments: Sequence[str]) -> None:
     """For smtpd's parent: standard input is a file of offline/; whatever is done is done as its owner."""
-    if os.geteuid() == 0 and uid != 0:
-        os.setgroups([])
-        os.setresgid(uid, uid, uid)
-        os.setresuid(uid, uid, uid)
-    with socket.socket(fileno=session) as sock:
-        submit(sock, from_offline(sys.stdin.buffer.read()))
+    if len(arguments) != 2 or not all(one.isascii() and one.isdecimal() for one in arguments):
+        raise Failed(EX_USAGE, "--offline is smtpd's own: it takes the descriptor of a session and a uid")
+    session, uid = map(int, arguments)
+    try:
+        if os.geteuid() == 0 and uid != 0:
+            os.setgroups([])
+            os.setresgid(uid, uid, uid)
+            os.setresuid(uid, uid, uid)
+        sock = socket.socket(fileno=session)
+    except (OSError, OverflowError) as error:
+        raise Failed(EX_USAGE, f"--offline {session} {uid}: {getattr(error, 'strerror', None) or error}") from error
+    with sock:
+        submit(sock, from_offline(_input()))
 
 
 if __name__ == "__main__":

@@ -53,6 +53,11 @@ def compose(
     if not found:
         raise SubmissionError("no recipients")
     sender = sender if "@" in sender or not sender else f"{sender}@{hostname}"
+    for address in (sender, *found):
+        if not address.isascii():
+            raise SubmissionError(f"an address that is not ASCII: {address!a}")
+    if not _is_text(full_name):
+        raise SubmissionError(f"a full name that is not UTF-8: {full_name!a}")
     added = []
     if "from" not in fields:
         added.append(f"From: {email.utils.formataddr((full_name, sender or f'MAILER-DAEMON@{hostname}'))}")
@@ -63,6 +68,15 @@ def compose(
     kept = [line for field in _fields(head) if not field[0].lower().startswith(b"bcc:") for line in field]
     text = b"\r\n".join((*kept, *(line.encode() for line in added), b"", *body))
     return Submission(sender, tuple(found), text if text.endswith(b"\r\n") else text + b"\r\n")
+
+
+def _is_text(argument: str) -> bool:
+    """Whether a command's argument was UTF-8; Python has kept bytes that are none as surrogates."""
+    try:
+        argument.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _parted(lines: list[bytes]) -> tuple[list[bytes], list[bytes]]:

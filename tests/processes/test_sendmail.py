@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -32,6 +33,10 @@ def smtpd(start_smtpd: Callable[..., Smtpd], mailbox: Mailbox) -> Smtpd:
     return start_smtpd(CONFIGURATION.format(port=mailbox.port))
 
 
+def environment(directory: Path) -> dict[str, str]:
+    return {**os.environ, "SMTPD_SOCKET": str(directory / "smtpd.sock"), "SMTPD_SPOOL": str(directory / "spool")}
+
+
 def sendmail(smtpd: Smtpd, *arguments: str, text: str = MESSAGE) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "mta_under_test.sendmail", *arguments],
@@ -40,7 +45,20 @@ def sendmail(smtpd: Smtpd, *arguments: str, text: str = MESSAGE) -> subprocess.C
         text=True,
         timeout=20,
         check=False,
-        env={**os.environ, "SMTPD_SOCKET": str(smtpd.socket), "SMTPD_SPOOL": str(smtpd.spool)},
+        env=environment(smtpd.directory),
+    )
+
+
+def by_shell(directory: Path, words: str) -> subprocess.CompletedProcess[str]:
+    """`words`: arguments and redirections. Standard input is `message` in `directory`, unless they say otherwise."""
+    (directory / "message").write_text(MESSAGE)
+    return subprocess.run(
+        ["bash", "-c", f'"$0" -m mta_under_test.sendmail <"$1" {words}', sys.executable, directory / "message"],
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+        env=environment(directory),
     )
 
 
@@ -92,6 +110,53 @@ def test_bs_is_a_session_and_bp_the_queue(smtpd: Smtpd) -> None:
     done = sendmail(smtpd, "-bs", text="EHLO me\r\nNOOP\r\nQUIT\r\n")
     assert [line[:3] for line in done.stdout.splitlines() if line[3:4] == " "] == ["220", "250", "250", "221"]
     assert sendmail(smtpd, "-bp").returncode == 0
+
+
+def test_bs_takes_a_file_and_nothing_at_all(lasting_smtpd: Smtpd) -> None:
+    script = lasting_smtpd.directory / "script"
+    script.write_text("EHLO me\r\nQUIT\r\n")
+    done = by_shell(lasting_smtpd.directory, f"-bs <{script}")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[-1].startswith("221 ")
+    done = by_shell(lasting_smtpd.directory, "-bs </dev/null")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "complaint"),
+    [
+        ("-v root <&-", 66, "standard input is closed"),
+        ("-bs <&-", 66, "standard input is closed"),
+        ("-bs >&-", 74, "standard output is closed"),
+        ("-f $'\\xff' root", 65, "an address that is not ASCII: '\\udcff@"),
+        ("$'\\xff@x.test'", 65, "an address that is not ASCII: '\\udcff@x.test'"),
+        ("-F $'\\xff' root", 65, "a full name that is not UTF-8: '\\udcff'"),
+        ("--offline", 64, "--offline is smtpd's own"),
+        ("--offline x y", 64, "--offline is smtpd's own"),
+        ("--offline 3 -1", 64, "--offline is smtpd's own"),
+        ("--offline 99 0", 64, "--offline 99 0: Bad file descriptor"),
+    ],
+)
+def test_what_it_cannot_work_with_is_one_line(tmp_path: Path, words: str, status: int, complaint: str) -> None:
+    (tmp_path / "spool" / "offline").mkdir(parents=True)
+    done = by_shell(tmp_path, words)
+    assert done.returncode == status, done.stderr
+    assert done.stderr.startswith(f"sendmail: {complaint}")
+    assert len(done.stderr.splitlines()) == 1
+    assert not list((tmp_path / "spool" / "offline").iterdir())
+
+
+def test_mail_that_is_taken_stays_so_when_that_cannot_be_told(tmp_path: Path) -> None:
+    """Status 0: whoever were told of a failure would send it once more."""
+    (tmp_path / "spool" / "offline").mkdir(parents=True)
+    done = by_shell(tmp_path, "-v root >/dev/full")
+    assert (done.returncode, done.stderr) == (0, "sendmail: standard output: No space left on device\n")
+    assert len(list((tmp_path / "spool" / "offline").iterdir())) == 1
+
+
+def test_bs_that_cannot_tell_what_smtpd_says_fails(lasting_smtpd: Smtpd) -> None:
+    done = by_shell(lasting_smtpd.directory, "-bs >/dev/full")
+    assert (done.returncode, done.stderr) == (74, "sendmail: standard output: No space left on device\n")
 
 
 def test_text_without_a_header_is_all_body() -> None:
