@@ -17,6 +17,7 @@ spool that is taken, too few descriptors. smtpd(8) of OpenSMTPD is the model.
 from __future__ import annotations
 
 import argparse
+import errno
 import fcntl
 import logging
 import logging.handlers
@@ -69,6 +70,11 @@ def main(argv: Sequence[str] | None = None, births: Mapping[str, parent.Birth] =
     except (ConfigError, TlsError, StartError, ListenError, SpoolError, PrivilegeError) as error:
         print(error, file=sys.stderr)
         return 2
+    except OSError as error:
+        if error.errno != errno.EMFILE:
+            raise
+        print(parent.DescriptorsError(), file=sys.stderr)
+        return 2
     _log_to(options)
     for listener, sock in start.smtp:
         logger.info(
@@ -78,7 +84,7 @@ def main(argv: Sequence[str] | None = None, births: Mapping[str, parent.Birth] =
         _daemonize()
     try:
         return parent.serve(start, births)
-    except FilterError as error:
+    except (parent.DescriptorsError, FilterError) as error:
         start.close_sockets()
         logger.error("%s", error)
         return 2

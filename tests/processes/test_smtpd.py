@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import socket
 import struct
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -342,6 +344,25 @@ def test_a_second_daemon_on_the_same_spool_is_refused(smtpd: Smtpd, tmp_path: Pa
     assert smtpd.stats()
     assert smtpd.descriptors("parent").count(str(smtpd.spool)) == 1
     assert not any(str(smtpd.spool) in smtpd.descriptors(role) for role in ROLES)
+
+
+@pytest.mark.parametrize("limit", [7, 40])
+def test_too_few_descriptors_are_one_line_and_status_2(tmp_path: Path, limit: int) -> None:
+    """Python itself needs a few: with 7 it is the sockets to bind that fail, with 40 the channels."""
+    (tmp_path / "smtpd.conf").write_text(CONFIGURATION.format(refusing=2525, home=2525))
+    finished = subprocess.run(
+        [sys.executable, "-m", "mta_under_test.smtpd", "-d", "-f", str(tmp_path / "smtpd.conf")]
+        + ["--spool", str(tmp_path / "spool"), "--socket", str(tmp_path / "s")],
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+        preexec_fn=partial(resource.setrlimit, resource.RLIMIT_NOFILE, (limit, limit)),
+    )
+    assert finished.returncode == 2
+    assert finished.stderr.endswith(f"smtpd: too few descriptors ({limit}): raise the limit (ulimit -n)\n")
+    assert "Traceback" not in finished.stderr
+    assert not (tmp_path / "s").exists()
 
 
 def test_tracing_from_the_start_goes_to_the_log(start_smtpd: StartSmtpd, mx: RemoteMX) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from harness.cli.judging import FEWEST_DESCRIPTORS
 from harness.probes.snapshot import take_snapshot
 from harness.remote_mx.process import RemoteMX
 from harness.targets import Target, TargetError
@@ -161,7 +162,7 @@ def test_a_port_that_is_taken_is_one_clear_line(tmp_path: Path, scratch: Path) -
 
 
 def test_too_few_descriptors_are_told(tmp_path: Path, scratch: Path) -> None:
-    assert "Too many open files" in mistake(tmp_path, scratch, nofile=12)
+    assert "too few descriptors (12): raise the limit" in mistake(tmp_path, scratch, nofile=12)
 
 
 def test_what_it_needs_ends_with_it_also_when_it_never_began(tmp_path: Path, scratch: Path) -> None:
@@ -173,6 +174,12 @@ def test_what_it_needs_ends_with_it_also_when_it_never_began(tmp_path: Path, scr
     target.stop()
     assert set(psutil.Process().children()) == before
     assert list(scratch.iterdir()) == []
+
+
+def test_the_fewest_descriptors_that_may_be_asked_for_are_enough(tmp_path: Path, scratch: Path) -> None:
+    target = Embedded(tmp_path, NOWHERE, version="test", needs=("local",), nofile=FEWEST_DESCRIPTORS)
+    target.start()
+    target.stop()
 
 
 def test_the_limit_on_descriptors_is_every_processs(tmp_path: Path, scratch: Path) -> None:

@@ -9,9 +9,11 @@ Sends: LISTENER, CONFIG. That its channel ends is what tells a child to end.
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -69,6 +71,14 @@ BIRTHS: Mapping[str, Birth] = {
     "transfer": Transfer,
     "delivery": Delivery,
 }
+
+
+class DescriptorsError(Exception):
+    """The limit of descriptors is too low to start with; one line says so."""
+
+    def __init__(self) -> None:
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        super().__init__(f"smtpd: too few descriptors ({limit}): raise the limit (ulimit -n)")
 
 
 class Parent(Services):
@@ -164,14 +174,12 @@ class Parent(Services):
 def serve(start: Start, births: Mapping[str, Birth] = BIRTHS) -> int:
     """Fork every role and be the parent until the end. Returns the exit status; in a child it does not return.
 
-    Raises FilterError when a filter's program cannot be started.
+    Raises DescriptorsError, and FilterError when a filter's program cannot be started.
     """
-    start = replace(start, filters=start_programs(start.config, start.drop))
-    ends: dict[str, dict[str, socket.socket]] = {role: {} for role in ("parent", *ROLES)}
-    for one, other in PAIRS:
-        ends[one][other], ends[other][one] = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     if start.drop is not None:
         load_late_things()
+    ends = _pairs()
+    start = replace(start, filters=start_programs(start.config, start.drop))
     # What lives now lives in all of them: out of the collector's sight, its pages stay shared (gc.freeze's purpose).
     gc.collect()
     gc.freeze()
@@ -188,6 +196,19 @@ def serve(start: Start, births: Mapping[str, Birth] = BIRTHS) -> int:
     setproctitle.setproctitle("smtpd: parent")
     # The keys are with those who speak TLS now.
     return Parent(replace(start, secrets=Secrets()), ends["parent"], children).run()
+
+
+def _pairs() -> dict[str, dict[str, socket.socket]]:
+    """The ends of all channels: no process ever has more descriptors open while nothing happens."""
+    ends: dict[str, dict[str, socket.socket]] = {role: {} for role in ("parent", *ROLES)}
+    for one, other in PAIRS:
+        try:
+            ends[one][other], ends[other][one] = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        except OSError as error:
+            if error.errno != errno.EMFILE:
+                raise
+            raise DescriptorsError from error
+    return ends
 
 
 def _be(role: str, start: Start, ends: Mapping[str, Sockets], birth: Birth) -> NoReturn:
