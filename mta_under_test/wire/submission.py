@@ -56,8 +56,10 @@ def compose(
     for address in (sender, *found):
         if not address.isascii():
             raise SubmissionError(f"an address that is not ASCII: {address!a}")
-    if not _is_text(full_name):
-        raise SubmissionError(f"a full name that is not UTF-8: {full_name!a}")
+        if not address.isprintable() or " " in address:  # it would begin another one, in offline/ and in the session
+            raise SubmissionError(f"an address with a blank or a control character: {address!a}")
+    if not _is_text(full_name) or not full_name.isprintable():
+        raise SubmissionError(f"a full name that is not UTF-8, or with a control character: {full_name!a}")
     added = []
     if "from" not in fields:
         added.append(f"From: {email.utils.formataddr((full_name, sender or f'MAILER-DAEMON@{hostname}'))}")
