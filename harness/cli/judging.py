@@ -30,8 +30,6 @@ from harness.cli.options import (
 )
 from harness.commands.status import INCONCLUSIVE
 
-FEWEST_DESCRIPTORS = 50  # that the embedded server starts with: it has the channels of all its processes at once
-
 
 class By(enum.StrEnum):
     connections = "connections"
@@ -77,7 +75,7 @@ def run(
         bool | None,
         typer.Option("--isolate/--no-isolate", help="a network of its own; where permitted, and without --port"),
     ] = None,
-    nofile: Annotated[int | None, typer.Option(min=FEWEST_DESCRIPTORS, help="descriptor limit of the target")] = None,
+    nofile: Annotated[int | None, typer.Option(min=32, help="descriptor limit of the target")] = None,
     record: Annotated[Path | None, typer.Option(metavar="FILE.json", help="write the run record there too")] = None,
     html: Html = None,
     junit: Junit = None,
@@ -166,7 +164,7 @@ def ab(
     seed: Seed = 1,
     sessions: Sessions = None,
     mx: Refuses = None,
-    nofile: Annotated[int | None, typer.Option(min=FEWEST_DESCRIPTORS, help="descriptor limit of the targets")] = None,
+    nofile: Annotated[int | None, typer.Option(min=32, help="descriptor limit of the targets")] = None,
     runs: Runs = Path("runs"),
     quiet: Quiet = False,
     verbose: Verbose = False,

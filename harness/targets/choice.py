@@ -25,6 +25,7 @@ TARGETS = {
     "exim": "Debian's Exim, the same way",
 }
 DEFAULT = "embedded"
+FEWEST_DESCRIPTORS = 50  # that it starts with: its parent has the channels of all processes at once
 LOOPBACK = "127.0.0.1"
 WITH_ADDRESS = ("embedded", "attach")  # that can take mail elsewhere
 WITH_BINARY = ("postfix", "opensmtpd", "exim")  # started from their own programs, Debian's or those that --binary says
@@ -80,6 +81,8 @@ def named(name: str | None, settings: Settings) -> str:
         raise TargetError(f"no target called {name!r}{hint} There is: {', '.join(TARGETS)}")
     if settings.address != LOOPBACK and name not in WITH_ADDRESS:
         raise TargetError(f"--address is for {', '.join(WITH_ADDRESS)}; {name} takes mail at {LOOPBACK}")
+    if name == DEFAULT and settings.nofile is not None and settings.nofile < FEWEST_DESCRIPTORS:
+        raise TargetError(f"--nofile {settings.nofile}: {name} starts with {FEWEST_DESCRIPTORS} at least")
     if settings.nofile is not None and settings.nofile > (most := _most_descriptors()):
         raise TargetError(f"--nofile {settings.nofile}: a process may have {most} descriptors here (setrlimit(2))")
     if settings.binary is not None:

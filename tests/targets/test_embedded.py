@@ -17,10 +17,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from harness.cli.judging import FEWEST_DESCRIPTORS
 from harness.probes.snapshot import take_snapshot
 from harness.remote_mx.process import RemoteMX
 from harness.targets import Target, TargetError
+from harness.targets.choice import FEWEST_DESCRIPTORS
 from harness.targets.embedded import Embedded
 from mta_under_test.processes.parent.parent import ROLES
 from tests.probes.probed import line, until
