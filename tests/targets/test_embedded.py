@@ -77,6 +77,7 @@ def test_it_greets_when_it_has_started_and_every_process_has_its_role(target: Em
 
 
 def test_an_agent_answers_in_every_process(target: Embedded) -> None:
+    until(lambda: roles(target) == EVERY_ROLE, f"processes {EVERY_ROLE}")  # the last may be born after the greeting
     found = take_snapshot(target.root_pid, agent_dir=target.agent_directory).processes
     assert len(found) == len(EVERY_ROLE)
     assert all(process.agent is not None and process.agent.blocks > 1_000 for process in found)
