@@ -172,6 +172,11 @@ def test_a_target_of_the_project_s_choice(target):
     assert "--defect re-opens bugs of the embedded target; postfix has its own" in done.stdout
 
 
+def test_a_marker_names_a_described_server(pytest_of: Pytest) -> None:
+    done = pytest_of("@pytest.mark.leakcheck(scenario='connect-quit', server='aiosmtp')\ndef test_it(): pass")
+    assert "no server called 'aiosmtp'; did you mean aiosmtpd?" in done.stdout
+
+
 def test_a_marker_that_says_what_none_knows_ends_the_session_with_one_line(pytest_of: Pytest) -> None:
     done = pytest_of("@pytest.mark.leakcheck(scenari='x')\ndef test_it(): pass")
     assert done.returncode == pytest.ExitCode.USAGE_ERROR

@@ -82,7 +82,8 @@ class _Client:
         if step.tls and answer[:1] == "2":
             await self._handshake()
         if answer[:1] not in step.expect:
-            asked = step.send.partition(b"\r\n")[0].decode("ascii", "replace")[:200]
+            # Text of a message, and commands that were sent together, are no command to be told.
+            asked = step.send[:200].decode("ascii", "replace").strip() if step.send.count(b"\n") == 1 else ""
             return unexpected(answer.strip()[:200], "xx or ".join(step.expect), asked)
         self._outcome.answered = True
         if step.accepts and answer[:1] == "2":

@@ -68,10 +68,11 @@ def opened(design: Design) -> RunRecord:
 
 
 def _promise(promise: Promise, design: Design) -> Promise:
-    """With advice that is true of this run: where the remote MX does as --mx says, look there first."""
-    mx = design.options.refuses
-    advice = promise.advice if mx is None else f"--mx '{mx}' is not what the scenario asks of the remote MX"
-    return msgspec.structs.replace(promise, advice=advice)
+    """With advice for this run: a remote MX that does as --mx says is the first to be looked at."""
+    own = msgspec.structs.replace(promise)
+    if design.options.refuses is not None:
+        own.advice = "; else ".join(filter(None, (f"--mx '{design.options.refuses}' may be why", promise.advice)))
+    return own
 
 
 def _dialogue(design: Design) -> list[PlannedSession]:

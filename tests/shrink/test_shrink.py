@@ -19,7 +19,7 @@ from harness.run.accounts import planned
 from harness.scenario import SessionPlan
 from harness.steps import EHLO, GREETING, NOOP, RSET
 from harness.targets.embedded import Embedded
-from reports.record import Conditions, Finding, RunRecord, TargetInfo, save
+from reports.record import Conditions, Finding, RunRecord, TargetInfo, load, save
 from tests.dialogs.dialog import Client, read
 
 KEPT_FILE = Finding("descriptor", "file", "message file (deleted)", "transfer", rate=0.99, unit="refused message")
@@ -48,6 +48,15 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def test_where_nothing_was_found_there_is_nothing_to_shrink(tmp_path: Path) -> None:
+    path = record_of(tmp_path / "r.json", "rejected-reuse", KEPT_FILE, [])
+    record = load(path)
+    record.findings = []
+    save(record, path)
+    status, output = shrink(path)
+    assert (status, "nothing was found in it" in output) == (2, True)
 
 
 def test_the_transfer_leak_is_one_message_on_one_session(tmp_path: Path) -> None:

@@ -193,6 +193,7 @@ def test_the_settings_say_which_target_is_meant() -> None:
         ("postfix", Settings(command="server {port}"), "leave out --target postfix"),
         (None, Settings(command="server {port}", attach="1"), "--attach and --command are two targets"),
         (None, Settings(nofile=49), "--nofile 49: embedded starts with 50 at least"),
+        ("aiosmtpd", Settings(), "no target called 'aiosmtpd'; it is a server: --server aiosmtpd"),
     ):
         with pytest.raises(TargetError, match=words):
             choose(name, settings)
